@@ -1,0 +1,78 @@
+"""Texts to vectors: the Embedder protocol, the embedded default, and an OpenAI-compatible endpoint."""
+
+import json
+import os
+import urllib.request
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqroute_ray.core.errors import ConfigError
+
+DEFAULT_EMBEDDER = "wordllama"
+
+
+class Embedder(Protocol):
+    """Anything that maps texts to vectors; `name` is stored in the policy artefact."""
+
+    name: str
+
+    def embed(self, texts: list[str]) -> NDArray[np.float32]:
+        """[N, D] float32, rows of unit length."""
+        ...
+
+
+def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Scale rows to length 1; an all-zero row (an empty text) stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+class WordLlamaEmbedder:
+    """Static 256-d token embeddings whose weights ship in the wheel: no network, no torch, under 0.1 ms a text."""
+
+    name = DEFAULT_EMBEDDER
+
+    def __init__(self) -> None:
+        import wordllama  # loaded when used: 0.4 s
+
+        # The wheel's own folder as cache and no downloads: nothing is fetched, ever.
+        folder = Path(wordllama.__file__).parent
+        self._model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
+
+    def embed(self, texts: list[str]) -> NDArray[np.float32]:
+        return unit_rows(self._model.embed(texts))
+
+
+class OpenAIEmbedder:
+    """An OpenAI-compatible `/embeddings` endpoint, named `openai:MODEL@BASE_URL`; the key comes from EMBEDDINGS_API_KEY."""
+
+    def __init__(self, model: str, base_url: str, timeout_s: float = 30.0) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"an embeddings base_url must start with http:// or https://, got {base_url!r}")
+        self.name = f"openai:{model}@{base_url}"
+        self._model, self._url, self._timeout_s = model, base_url.rstrip("/") + "/embeddings", timeout_s
+
+    def embed(self, texts: list[str]) -> NDArray[np.float32]:
+        headers = {"content-type": "application/json"}
+        if key := os.environ.get("EMBEDDINGS_API_KEY"):
+            headers["authorization"] = f"Bearer {key}"
+        body = json.dumps({"model": self._model, "input": texts}).encode()
+        request = urllib.request.Request(self._url, data=body, headers=headers)  # noqa: S310 - scheme checked above
+        with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310
+            rows = json.load(response)["data"]
+        ordered = sorted(rows, key=lambda row: int(row["index"]))
+        return unit_rows(np.array([row["embedding"] for row in ordered], dtype=np.float32))
+
+
+def load_embedder(name: str) -> Embedder:
+    """The embedder called `wordllama` or `openai:MODEL@BASE_URL`. Raises ConfigError."""
+    if name == DEFAULT_EMBEDDER:
+        return WordLlamaEmbedder()
+    kind, _, rest = name.partition(":")
+    model, _, base_url = rest.partition("@")
+    if kind == "openai" and model and base_url:
+        return OpenAIEmbedder(model, base_url)
+    raise ConfigError(f"unknown embedder {name!r}; use 'wordllama' or 'openai:MODEL@BASE_URL'")

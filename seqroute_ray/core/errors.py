@@ -1,0 +1,38 @@
+"""The exception tree.
+
+SeqRouteError            a caller's mistake: its message names the value, the rule and the way out
+  ConfigError            a flag, a config field or a file of settings breaks a rule
+  DataError              logs or datasets break their schema
+  UnknownModelError      a model that is not in the catalog
+  ArtefactError          a policy folder that this version cannot load
+  BudgetExhaustedError   the session's money left cannot pay for the request
+  LedgerError            a reservation that cannot be settled or released as asked
+"""
+
+
+class SeqRouteError(Exception):
+    """Base of every error that a caller can mend."""
+
+
+class ConfigError(SeqRouteError):
+    """A setting breaks a rule."""
+
+
+class DataError(SeqRouteError):
+    """Logs or datasets break their schema."""
+
+
+class UnknownModelError(SeqRouteError):
+    """A model is not in the catalog."""
+
+
+class ArtefactError(SeqRouteError):
+    """A policy folder cannot be used."""
+
+
+class BudgetExhaustedError(SeqRouteError):
+    """The money left cannot pay for the request."""
+
+
+class LedgerError(SeqRouteError):
+    """A reservation cannot be settled or released as asked."""

@@ -1,0 +1,198 @@
+"""Sessions in memory and on disk: turns column by column, cut into sessions by offsets.
+
+On disk a session is one row with list columns; the pool and the embedder travel in the schema's metadata, so a file
+says by itself what its actions and vectors mean.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from seqroute_ray.core.arrays import BoolArray, IntArray
+from seqroute_ray.core.catalog import Catalog
+from seqroute_ray.core.errors import DataError
+
+SESSIONS_PER_ROW_GROUP = 512  # a row group is the unit of work of relabeling
+FORMAT_VERSION = 1
+NOT_MEASURED_NUSD = -1  # an outcome's cost where that model's answer was not measured
+_METADATA_KEY = b"seqroute.sessions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sessions:
+    """S sessions of N turns in all; turns of session s are rows offsets[s]:offsets[s + 1]."""
+
+    catalog: Catalog
+    embedder: str
+    session_id: NDArray[np.str_]  # [S]
+    part: NDArray[np.str_]  # [S] fit, tune or test; "" when the logs name none
+    offsets: IntArray  # [S + 1]
+    embedding: NDArray[np.float16]  # [N, D]
+    action: IntArray  # [N] the logged model
+    quality: NDArray[np.float32]  # [N] in [0, 1]; NaN: not judged
+    cost_nusd: IntArray  # [N]
+    propensity: NDArray[np.float32]  # [N] of the logged action; NaN: unknown
+    group_id: NDArray[np.str_]  # [N] rows of one seed query: never on two sides of a split
+    source: NDArray[np.str_]  # [N] type of task; "" when the logs name none
+    outcome_quality: NDArray[np.float32]  # [N, K]; NaN: not judged
+    outcome_cost_nusd: IntArray  # [N, K]; NOT_MEASURED_NUSD where that model's answer was not measured
+
+    @property
+    def num_sessions(self) -> int:
+        return len(self.session_id)
+
+    @property
+    def num_turns(self) -> IntArray:
+        """[S] turns of each session."""
+        return np.diff(self.offsets)
+
+    @property
+    def turn(self) -> IntArray:
+        """[N] position of each turn in its session, from 0."""
+        return np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], self.num_turns)
+
+    @property
+    def has_outcomes(self) -> bool:
+        """True when every model's cost and quality is known for every turn: any path can be replayed."""
+        return bool((self.outcome_cost_nusd >= 0).all() and np.isfinite(self.outcome_quality).all())
+
+    def take(self, which: IntArray | BoolArray) -> "Sessions":
+        """The sub-set of sessions given by index or mask, in that order."""
+        index = np.flatnonzero(which) if which.dtype == np.bool_ else which
+        lengths = self.num_turns[index]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], lengths)
+        turn_columns = {name: getattr(self, name)[rows] for name in _TURN_COLUMNS}
+        return Sessions(
+            catalog=self.catalog,
+            embedder=self.embedder,
+            session_id=self.session_id[index],
+            part=self.part[index],
+            offsets=offsets,
+            **turn_columns,
+        )
+
+    def of_part(self, part: str) -> "Sessions":
+        """Sessions of one part. Raises DataError when there are none."""
+        mask = self.part == part
+        if not mask.any():
+            raise DataError(f"no session of part {part!r}; parts here: {sorted(set(self.part.tolist()))}")
+        return self.take(mask)
+
+
+_TURN_COLUMNS = (
+    "embedding",
+    "action",
+    "quality",
+    "cost_nusd",
+    "propensity",
+    "group_id",
+    "source",
+    "outcome_quality",
+    "outcome_cost_nusd",
+)
+
+
+def fixed_binary(rows: NDArray[np.float16]) -> pa.FixedSizeBinaryArray:
+    """[N, D] float16 as N binary cells of 2 D bytes: the compact form of an embedding on disk."""
+    data = np.ascontiguousarray(rows, dtype="<f2")
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(2 * data.shape[1]), len(data), [None, pa.py_buffer(data.tobytes())]
+    )
+
+
+def from_fixed_binary(column: pa.FixedSizeBinaryArray) -> NDArray[np.float16]:
+    """Inverse of fixed_binary."""
+    width = column.type.byte_width // 2
+    values = np.frombuffer(column.buffers()[1], dtype="<f2")
+    return values[column.offset * width : (column.offset + len(column)) * width].reshape(-1, width)
+
+
+def _lists(offsets: IntArray, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+
+
+def _matrix(values: NDArray[np.float32] | IntArray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def to_table(sessions: Sessions) -> pa.Table:
+    """One row a session; every turn column is a list."""
+    turn_arrays = {
+        "embedding": fixed_binary(sessions.embedding),
+        "action": pa.array(sessions.action.astype(np.int16)),
+        "quality": pa.array(sessions.quality),
+        "cost_nusd": pa.array(sessions.cost_nusd.astype(np.int64)),
+        "propensity": pa.array(sessions.propensity),
+        "group_id": pa.array(sessions.group_id.tolist(), pa.string()),
+        "source": pa.array(sessions.source.tolist(), pa.string()),
+        "outcome_quality": _matrix(sessions.outcome_quality),
+        "outcome_cost_nusd": _matrix(sessions.outcome_cost_nusd.astype(np.int64)),
+    }
+    columns = {
+        "session_id": pa.array(sessions.session_id.tolist(), pa.string()),
+        "part": pa.array(sessions.part.tolist(), pa.string()),
+        **{name: _lists(sessions.offsets, values) for name, values in turn_arrays.items()},
+    }
+    header = {"format_version": FORMAT_VERSION, "catalog": sessions.catalog.to_json(), "embedder": sessions.embedder}
+    return pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(header)})
+
+
+def from_table(table: pa.Table, name: str = "table") -> Sessions:
+    """Inverse of to_table. Raises DataError when the metadata is missing or of another version."""
+    header = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    if header.get("format_version") != FORMAT_VERSION:
+        raise DataError(f"{name}: not a session file of format {FORMAT_VERSION}; make one with `seqroute import`")
+    catalog = Catalog.from_json(header["catalog"])
+    columns = {column: table[column].combine_chunks() for column in table.column_names}
+    lengths = np.asarray(columns["action"].value_lengths())
+    flat = {column: columns[column].flatten() for column in _TURN_COLUMNS}
+
+    def numbers(column: str, dtype: type) -> NDArray[np.generic]:
+        return flat[column].to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+
+    def matrix(column: str) -> NDArray[np.generic]:
+        return np.asarray(flat[column].flatten()).reshape(-1, len(catalog))
+
+    def texts(values: pa.Array) -> NDArray[np.str_]:
+        return np.array(values.to_pylist(), dtype=np.str_)
+
+    return Sessions(
+        catalog=catalog,
+        embedder=header["embedder"],
+        session_id=texts(columns["session_id"]),
+        part=texts(columns["part"]),
+        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+        embedding=from_fixed_binary(flat["embedding"]),
+        action=numbers("action", np.int64),
+        quality=numbers("quality", np.float32),
+        cost_nusd=numbers("cost_nusd", np.int64),
+        propensity=numbers("propensity", np.float32),
+        group_id=texts(flat["group_id"]),
+        source=texts(flat["source"]),
+        outcome_quality=matrix("outcome_quality"),
+        outcome_cost_nusd=matrix("outcome_cost_nusd"),
+    )
+
+
+def write_sessions(sessions: Sessions, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(to_table(sessions), path, compression="zstd", row_group_size=SESSIONS_PER_ROW_GROUP)
+
+
+def read_sessions(path: Path, row_groups: Sequence[int] | None = None) -> Sessions:
+    """Read a session file, or some of its row groups. Raises DataError naming the file."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such session file; make one with `seqroute import`")
+    try:
+        file = pq.ParquetFile(path)
+        table = file.read() if row_groups is None else file.read_row_groups(list(row_groups))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+    return from_table(table, str(path))

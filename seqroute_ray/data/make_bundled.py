@@ -1,0 +1,82 @@
+"""Make the bundled sample from the measured outcomes: numbers only, no question text.
+
+    python -m seqroute_ray.data.make_bundled --source FOLDER [--out FOLDER]
+
+FOLDER holds pool2024_outcomes, pool2024_models and sessions_pool2024 (Parquet). The files it writes are the package's
+`data/bundled/`, byte for byte, with the pinned versions of constraints.txt.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from seqroute_ray.core.catalog import Catalog
+from seqroute_ray.core.embedding import WordLlamaEmbedder
+
+PARTS = ("fit", "tune", "test")
+
+
+def make_catalog(source: Path) -> Catalog:
+    rows = pq.read_table(source / "pool2024_models.parquet").drop_columns(["price_key", "price_match"])
+    rows = rows.rename_columns(["name", *rows.column_names[1:]])
+    return Catalog.from_json(rows.to_pylist())
+
+
+def make_queries(source: Path, catalog: Catalog, part_by_query: dict[str, str]) -> pa.Table:
+    """One row a question; the outcome columns are lists in catalog order."""
+    table = pq.read_table(source / "pool2024_outcomes.parquet")
+    table = table.set_column(0, "query_id", table["query_id"].cast(pa.string()))
+    actions = pa.array([catalog.action(name) for name in table["model"].to_pylist()], pa.int8())
+    table = table.append_column("action", actions).sort_by([("query_id", "ascending"), ("action", "ascending")])
+    num_models = len(catalog)
+    first = table.take(pa.array(np.arange(0, table.num_rows, num_models)))
+    embeddings = WordLlamaEmbedder().embed(first["text"].to_pylist()).astype(np.float16)
+
+    def per_model(name: str, dtype: pa.DataType) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pc.cast(table[name].combine_chunks(), dtype), num_models)
+
+    return pa.table(
+        {
+            "query_id": first["query_id"],
+            "source": first["source"].cast(pa.string()),
+            "part": pa.array([part_by_query[query_id] for query_id in first["query_id"].to_pylist()]),
+            "embedding": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(embeddings.shape[1] * 2), len(embeddings), [None, pa.py_buffer(embeddings.tobytes())]
+            ),
+            "quality": per_model("quality", pa.int8()),
+            "prompt_tokens": per_model("prompt_tokens", pa.int16()),
+            "completion_tokens": per_model("completion_tokens", pa.int16()),
+        }
+    )
+
+
+def make_sessions(source: Path) -> pa.Table:
+    """The composed sessions, one row a turn; turns count from 0 here (from 1 in the source)."""
+    table = pq.read_table(source / "sessions_pool2024.parquet")
+    columns = {name: table[name].cast(pa.string()) for name in ("session_id", "part", "flavour", "query_id")}
+    columns["turn"] = pc.subtract(table["turn"], pa.scalar(1, pa.int8()))
+    return pa.table(columns).sort_by([("session_id", "ascending"), ("turn", "ascending")])
+
+
+def make_bundled(source: Path, out: Path) -> None:
+    """Write catalog.json, queries.parquet and sessions.parquet."""
+    out.mkdir(parents=True, exist_ok=True)
+    catalog, sessions = make_catalog(source), make_sessions(source)
+    part_by_query = dict(zip(sessions["query_id"].to_pylist(), sessions["part"].to_pylist(), strict=True))
+    (out / "catalog.json").write_text(json.dumps(catalog.to_json(), indent=1) + "\n")
+    tables = {"queries": make_queries(source, catalog, part_by_query), "sessions": sessions}
+    for name, table in tables.items():
+        pq.write_table(table, out / f"{name}.parquet", compression="zstd", compression_level=9, store_schema=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "bundled")
+    arguments = parser.parse_args()
+    make_bundled(arguments.source, arguments.out)

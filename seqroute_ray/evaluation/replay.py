@@ -1,0 +1,98 @@
+"""Replay sessions whose every outcome is known, under hard budgets: what each policy would have spent and earned.
+
+A turn whose cost exceeds what remains ends the session: its cost is not spent, and it and all later turns count 0.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
+from seqroute_ray.core.errors import DataError
+from seqroute_ray.core.estimator import Estimates, OutcomeEstimator
+from seqroute_ray.core.mdp import NO_ACTION, StateLayout, earlier_mean, outcome_features, turn_features
+from seqroute_ray.core.money import to_usd
+from seqroute_ray.core.sessions import Sessions
+
+UNSERVED = -2  # in ReplayResult.action: the session had ended before this turn
+
+
+@dataclass(frozen=True)
+class ReplayData:
+    """Sessions with outcomes, and what a policy may know of their turns: estimates of an estimator fitted elsewhere."""
+
+    sessions: Sessions
+    layout: StateLayout
+    estimates: Estimates
+    features: NDArray[np.float32]  # [N, layout.num_features]
+
+    @classmethod
+    def prepare(cls, sessions: Sessions, estimator: OutcomeEstimator, layout: StateLayout) -> "ReplayData":
+        """Raises DataError when the sessions do not carry every model's outcome."""
+        if not sessions.has_outcomes:
+            raise DataError(
+                "replay needs the outcome of every model for every turn; log them, or `sample --with-outcomes`"
+            )
+        estimates = estimator.predict(sessions.embedding)
+        outcomes = outcome_features(estimates, layout)
+        features = turn_features(outcomes, earlier_mean(outcomes, sessions.offsets))
+        return cls(sessions, layout, estimates, features)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """One turn of many sessions at once, as a policy sees it: nothing of the outcome, nothing of the length."""
+
+    row: IntArray  # [n] rows of data.sessions
+    turn: int
+    remaining_usd: FloatArray  # [n]
+    previous_action: IntArray  # [n]
+
+
+class Policy(Protocol):
+    """Chooses the model of a turn."""
+
+    name: str
+
+    def act(self, data: ReplayData, turns: Turns) -> IntArray:
+        """[n] actions."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """Outcome of one policy under one budget a session."""
+
+    action: IntArray  # [N] taken; UNSERVED where the session had ended
+    quality: NDArray[np.float32]  # [N] 0 where unserved or bankrupting
+    cost_nusd: IntArray  # [N] spent
+    bankrupt: BoolArray  # [S]
+    remaining_nusd: IntArray  # [N] before the turn
+
+
+def replay(policy: Policy, data: ReplayData, budget_nusd: IntArray) -> ReplayResult:
+    """Walk all sessions turn by turn. budget_nusd: [S]."""
+    sessions, num_turns = data.sessions, data.sessions.num_turns
+    num_rows = len(sessions.action)
+    action = np.full(num_rows, UNSERVED, dtype=np.int64)
+    quality = np.zeros(num_rows, dtype=np.float32)
+    spent, remaining_before = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
+    remaining = budget_nusd.astype(np.int64)
+    bankrupt = np.zeros(sessions.num_sessions, dtype=np.bool_)
+    previous = np.full(sessions.num_sessions, NO_ACTION, dtype=np.int64)
+    for t in range(int(num_turns.max())):
+        live = np.flatnonzero((num_turns > t) & ~bankrupt)
+        rows = sessions.offsets[live] + t
+        chosen = policy.act(data, Turns(rows, t, to_usd(remaining[live]), previous[live]))
+        cost = sessions.outcome_cost_nusd[rows, chosen]
+        served = cost <= remaining[live]
+        remaining_before[rows] = remaining[live]
+        action[rows] = chosen
+        quality[rows] = np.where(served, sessions.outcome_quality[rows, chosen], 0.0)
+        spent[rows] = np.where(served, cost, 0)
+        remaining[live] -= spent[rows]
+        bankrupt[live] = ~served
+        previous[live] = chosen
+    return ReplayResult(action, quality, spent, bankrupt, remaining_before)
