@@ -27,7 +27,7 @@ class Embedder(Protocol):
 def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:
     """Scale rows to length 1; an all-zero row (an empty text) stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 class WordLlamaEmbedder:
@@ -47,7 +47,7 @@ class WordLlamaEmbedder:
 
 
 class OpenAIEmbedder:
-    """An OpenAI-compatible `/embeddings` endpoint, named `openai:MODEL@BASE_URL`; the key comes from EMBEDDINGS_API_KEY."""
+    """An OpenAI-compatible `/embeddings` endpoint, named `openai:MODEL@BASE_URL`; key in EMBEDDINGS_API_KEY."""
 
     def __init__(self, model: str, base_url: str, timeout_s: float = 30.0) -> None:
         if not base_url.startswith(("http://", "https://")):

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.errors import ConfigError, DataError
-from seqroute_ray.core.money import to_usd
-from seqroute_ray.core.sessions import Sessions
+from seqroute_ray.core.sessions import Sessions, observed_outcomes
 
 MIN_COST_USD = 1e-9  # one nano-dollar: a free call's cost in logarithms
+MIN_DEVIATION = 0.02  # of log cost: keeps the logarithm of a perfect prediction finite
 MIN_ROWS_PER_MODEL = 20  # below this a model's estimates would be its prior alone
 
 
@@ -54,8 +54,9 @@ class OutcomeEstimator:
 
     quality_weights: NDArray[np.float32]  # [D + 1, K], logit of quality
     cost_weights: NDArray[np.float32]  # [D + 1, K], mean of log cost in USD
+    spread_weights: NDArray[np.float32]  # [D + 1, K], log of the typical deviation of log cost: some tasks run away
     log_cost_mean_shift: NDArray[np.float32]  # [K], log E[cost] - E[log cost]
-    log_cost_high_shift: NDArray[np.float32]  # [K], high quantile of log cost around its mean
+    high_deviations: NDArray[np.float32]  # [K], the high quantile of log cost, in typical deviations
 
     def predict(self, embedding: NDArray[np.floating]) -> Estimates:
         """Estimates of [N, D] queries. Raises DataError when D is not the fitted dimension."""
@@ -63,12 +64,14 @@ class OutcomeEstimator:
         if embedding.ndim != 2 or embedding.shape[1] != num_dims:
             raise DataError(f"the estimator was fitted on {num_dims}-d embeddings, got shape {embedding.shape}")
         design = embedding.astype(np.float32)
-        logit = design @ self.quality_weights[:-1] + self.quality_weights[-1]
-        log_cost = design @ self.cost_weights[:-1] + self.cost_weights[-1]
+        logit, log_cost, log_spread = (
+            design @ weights[:-1] + weights[-1]
+            for weights in (self.quality_weights, self.cost_weights, self.spread_weights)
+        )
         return Estimates(
             quality=_sigmoid(logit),
             cost_usd=np.exp(log_cost + self.log_cost_mean_shift),
-            cost_high_usd=np.exp(log_cost + self.log_cost_high_shift),
+            cost_high_usd=np.exp(log_cost + np.exp(log_spread) * self.high_deviations),
         )
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
@@ -95,11 +98,7 @@ def observe(sessions: Sessions) -> Observations:
     Observed are the logged model and, where the logs bring them, other models' outcomes; repeated observations of
     one (group, model) are averaged.
     """
-    rows = np.arange(len(sessions.action))
-    quality = sessions.outcome_quality.astype(np.float64)
-    cost_usd = np.where(sessions.outcome_cost_nusd >= 0, to_usd(sessions.outcome_cost_nusd), np.nan)
-    quality[rows, sessions.action] = sessions.quality
-    cost_usd[rows, sessions.action] = to_usd(sessions.cost_nusd)
+    quality, cost_usd = observed_outcomes(sessions)
     log_cost = np.log(np.maximum(cost_usd, MIN_COST_USD))
     group = np.unique(sessions.group_id, return_inverse=True)[1]
     vector_bytes = np.ascontiguousarray(sessions.embedding).view(np.dtype((np.void, 2 * sessions.embedding.shape[1])))
@@ -120,7 +119,8 @@ def _mean_by(key: IntArray, values: FloatArray) -> FloatArray:
     total, count = np.zeros(shape), np.zeros(shape)
     np.add.at(total, key, np.where(known, values, 0.0))
     np.add.at(count, key, known)
-    return np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+    means: FloatArray = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+    return means
 
 
 def fit_estimator(seen: Observations, config: EstimatorConfig, names: tuple[str, ...]) -> OutcomeEstimator:
@@ -132,10 +132,7 @@ def fit_estimator(seen: Observations, config: EstimatorConfig, names: tuple[str,
             f"each model needs {MIN_ROWS_PER_MODEL} judged queries to be estimated; too few: {', '.join(poor)}"
         )
     columns = [_fit_model(seen.embedding, seen.quality[:, k], seen.log_cost[:, k], config) for k in range(len(names))]
-    quality, cost, mean_shift, high_shift = (
-        np.stack(parts, axis=-1).astype(np.float32) for parts in zip(*columns, strict=True)
-    )
-    return OutcomeEstimator(quality, cost, mean_shift, high_shift)
+    return OutcomeEstimator(*(np.stack(parts, axis=-1).astype(np.float32) for parts in zip(*columns, strict=True)))
 
 
 def cross_fit(
@@ -174,17 +171,19 @@ def _subset(seen: Observations, mask: BoolArray) -> Observations:
 
 def _fit_model(
     embedding: NDArray[np.float32], quality: FloatArray, log_cost: FloatArray, config: EstimatorConfig
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Weights of one model of the pool: quality [D + 1], cost [D + 1], and the two shifts of log cost."""
+) -> tuple[FloatArray | np.floating, ...]:
+    """One model's column of each array of OutcomeEstimator."""
     judged, priced = np.isfinite(quality), np.isfinite(log_cost)
     design = _with_intercept(embedding)
     quality_weights = _ridge_logistic(design[judged], quality[judged], config.quality_penalty)
     x, y = design[priced], log_cost[priced]
     cost_weights = _solve_ridge(x, np.ones(len(x)), y, config.cost_penalty)
-    # In-sample residuals of 257 weights are too small: leave-one-out residuals cost one more triangular solve.
+    # In-sample residuals of 257 weights are too small: leave-one-out residuals cost one more linear solve.
     residual = (y - x @ cost_weights) / (1.0 - _leverage(x, config.cost_penalty))
+    spread_weights = _solve_ridge(x, np.ones(len(x)), np.log(np.abs(residual) + MIN_DEVIATION), config.cost_penalty)
+    deviations = residual / np.exp(x @ spread_weights)
     mean_shift = np.log(np.mean(np.exp(residual)))
-    return quality_weights, cost_weights, mean_shift, np.quantile(residual, config.cost_quantile)
+    return quality_weights, cost_weights, spread_weights, mean_shift, np.quantile(deviations, config.cost_quantile)
 
 
 def _with_intercept(embedding: NDArray[np.float32]) -> FloatArray:
@@ -193,7 +192,7 @@ def _with_intercept(embedding: NDArray[np.float32]) -> FloatArray:
 
 def _ridge_logistic(x: FloatArray, y: FloatArray, penalty: float, num_steps: int = 25) -> FloatArray:
     """Newton's method (iteratively reweighted least squares); the intercept is not penalised."""
-    weights = np.zeros(x.shape[1])
+    weights: FloatArray = np.zeros(x.shape[1])
     base_rate = np.clip(y.mean(), 1e-3, 1 - 1e-3)
     weights[-1] = np.log(base_rate / (1 - base_rate))
     for _ in range(num_steps):
@@ -210,17 +209,17 @@ def _ridge_logistic(x: FloatArray, y: FloatArray, penalty: float, num_steps: int
 def _gram(x: FloatArray, row_weight: FloatArray, penalty: float) -> FloatArray:
     ridge = np.full(x.shape[1], penalty)
     ridge[-1] = 1e-8
-    return (x * row_weight[:, None]).T @ x + np.diag(ridge)
+    return np.asarray((x * row_weight[:, None]).T @ x + np.diag(ridge))
 
 
 def _solve_ridge(x: FloatArray, row_weight: FloatArray, target: FloatArray, penalty: float) -> FloatArray:
-    return np.linalg.solve(_gram(x, row_weight, penalty), x.T @ (row_weight * target))
+    return np.asarray(np.linalg.solve(_gram(x, row_weight, penalty), x.T @ (row_weight * target)))
 
 
 def _leverage(x: FloatArray, penalty: float) -> FloatArray:
     gram = _gram(x, np.ones(len(x)), penalty)
-    return np.minimum(np.einsum("nd,dn->n", x, np.linalg.solve(gram, x.T)), 0.99)
+    return np.asarray(np.minimum(np.einsum("nd,dn->n", x, np.linalg.solve(gram, x.T)), 0.99))
 
 
 def _sigmoid(z: NDArray[np.floating]) -> NDArray[np.floating]:
-    return 1.0 / (1.0 + np.exp(-np.clip(z, -30, 30)))
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -30, 30))))

@@ -7,12 +7,12 @@ by subtraction. Source: SeqRoute, arXiv:2605.25424. Pure numpy; integers, so tha
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqroute_ray.core.arrays import FloatArray, IntArray
+from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.mdp import NO_ACTION
 from seqroute_ray.core.money import to_nusd
@@ -26,11 +26,12 @@ class HbrConfig:
     """Which paths are replayed, and under which budgets."""
 
     paths: PathKind = "logged"  # sampled and all need `outcomes` of every model in the logs
-    num_paths: int = 8  # uniform action paths a session, for paths=sampled
+    num_paths: int = 8  # action paths a session, for paths=sampled
+    path_concentration: float = 0.5  # Dirichlet parameter of a sampled path's mixture of models; large is uniform
     max_paths: int = 4096  # a session with more paths than this is an error for paths=all
     budgets_usd: tuple[float, ...] = ()  # the same budgets for every path; else num_budgets are drawn
-    num_budgets: int = 8  # budgets drawn a path, stratified and log-uniform
-    min_budget: float = 0.02  # lowest drawn budget, as a multiple of the pool's reference cost
+    num_budgets: int = 7  # budgets drawn a path, stratified and log-uniform
+    min_budget: float = 0.01  # lowest drawn budget, as a multiple of the pool's reference cost
     max_budget: float = 1.5  # highest drawn budget, as a multiple of the pool's reference cost
     bankruptcy_penalty: float = 1.0  # reward of the turn that does not fit is minus this
     seed: int = 0  # of sampled paths and drawn budgets
@@ -43,6 +44,8 @@ class HbrConfig:
         for name in ("num_paths", "max_paths", "num_budgets"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.path_concentration > 0:
+            raise ConfigError(f"path_concentration must be > 0, got {self.path_concentration}")
         if self.bankruptcy_penalty < 0:
             raise ConfigError(f"bankruptcy_penalty must be >= 0, got {self.bankruptcy_penalty}")
 
@@ -102,13 +105,13 @@ def _relabel_equal_length(
     remaining = budgets_nusd[:, :, :, None] - spent_before[:, :, None, :]  # [S, P, B, T]
     cost = np.broadcast_to(cost_nusd[:, :, None, :], remaining.shape)
     bankrupt = cost > remaining
-    reached = np.cumsum(bankrupt, axis=3) - bankrupt == 0  # no earlier turn went bankrupt
+    reached: BoolArray = np.cumsum(bankrupt, axis=3) - bankrupt == 0  # no earlier turn went bankrupt
     reward = np.where(bankrupt, -config.bankruptcy_penalty, quality[:, :, None, :])
     keep = reached & np.isfinite(reward)
     previous = np.concatenate([np.full_like(actions[:, :, :1], NO_ACTION), actions[:, :, :-1]], axis=2)
     last = np.arange(length) == length - 1
 
-    def column(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    def column(values: NDArray[Any]) -> NDArray[Any]:
         return np.broadcast_to(values, remaining.shape)[keep]
 
     rows = Transitions(
@@ -136,11 +139,13 @@ def paths_of(sessions: Sessions, index: IntArray, length: int, config: HbrConfig
     num_models = len(sessions.catalog)
     if config.paths == "logged":
         rows = sessions.offsets[index][:, None] + np.arange(length)
-        return sessions.action[rows][:, None, :]
+        return np.asarray(sessions.action[rows][:, None, :])
     if config.paths == "sampled":
-        shape = (config.num_paths, length)
         return np.stack(
-            [_rng(config, str(sessions.session_id[s]), "paths").integers(num_models, size=shape) for s in index]
+            [
+                sample_paths(_rng(config, str(sessions.session_id[s]), "paths"), num_models, length, config)
+                for s in index
+            ]
         )
     num_paths = num_models**length
     if num_paths > config.max_paths:
@@ -150,6 +155,17 @@ def paths_of(sessions: Sessions, index: IntArray, length: int, config: HbrConfig
         )
     every = np.stack(np.unravel_index(np.arange(num_paths), (num_models,) * length), axis=1)
     return np.broadcast_to(every, (len(index), num_paths, length))
+
+
+def sample_paths(rng: np.random.Generator, num_models: int, length: int, config: HbrConfig) -> IntArray:
+    """[P, T] paths; each draws its own mixture of models, so that thrifty sessions are seen to their end.
+
+    With one uniform mixture hardly any path lives through its later turns under a small budget.
+    """
+    mixture = rng.dirichlet(np.full(num_models, config.path_concentration), size=config.num_paths)
+    uniform = rng.random((config.num_paths, length))
+    drawn = (uniform[:, :, None] > np.cumsum(mixture, axis=1)[:, None, :]).sum(axis=2)
+    return np.asarray(np.minimum(drawn, num_models - 1))
 
 
 def outcomes_of(

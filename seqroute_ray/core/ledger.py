@@ -38,7 +38,7 @@ class Ledger(Protocol):
         ...
 
     def reserve(self, session_id: str, amount_nusd: int) -> str:
-        """A reservation id. Raises BudgetExhaustedError when the amount does not fit, LedgerError on an unknown session."""
+        """A reservation id. Raises BudgetExhaustedError when it does not fit, LedgerError on an unknown session."""
         ...
 
     def settle(self, reservation_id: str, cost_nusd: int, context: dict[str, Any]) -> Account:
@@ -57,7 +57,7 @@ class Ledger(Protocol):
 def exhausted(account: Account, amount_nusd: int) -> BudgetExhaustedError:
     """The error of a reservation that does not fit: says what is spent, reserved and left."""
     return BudgetExhaustedError(
-        f"session {account.session_id!r} cannot reserve ${amount_nusd / 1e9:.9f}: budget ${account.budget_nusd / 1e9:.9f}, "
-        f"spent ${account.spent_nusd / 1e9:.9f}, reserved ${account.reserved_nusd / 1e9:.9f}, "
-        f"remaining ${account.remaining_nusd / 1e9:.9f}"
+        f"session {account.session_id!r} cannot reserve ${amount_nusd / 1e9:.9f}: "
+        f"budget ${account.budget_nusd / 1e9:.9f}, spent ${account.spent_nusd / 1e9:.9f}, "
+        f"reserved ${account.reserved_nusd / 1e9:.9f}, remaining ${account.remaining_nusd / 1e9:.9f}"
     )

@@ -44,7 +44,7 @@ class StateLayout:
     @property
     def num_features(self) -> int:
         """Width of turn_features."""
-        return 4 * self.num_models
+        return 6 * self.num_models
 
     @property
     def state_dim(self) -> int:
@@ -71,9 +71,10 @@ def expected_turns_left(num_turns: IntArray) -> tuple[float, ...]:
 
 
 def outcome_features(estimates: Estimates, layout: StateLayout) -> NDArray[np.float32]:
-    """[N, 2K]: estimated quality and log cost of every model, roughly in [-3, 3]."""
+    """[N, 3K]: every model's estimated quality, log cost, and how far its cost may run away; roughly in [-3, 3]."""
     turn_share = REFERENCE_TURNS * np.maximum(estimates.cost_usd, MIN_COST_USD) / layout.reference_cost_usd
-    return np.concatenate([4 * estimates.quality - 3, np.log(turn_share) / 2 + 1], axis=1).astype(np.float32)
+    runaway = np.log(np.maximum(estimates.cost_high_usd, MIN_COST_USD) / np.maximum(estimates.cost_usd, MIN_COST_USD))
+    return np.concatenate([4 * estimates.quality - 3, np.log(turn_share) / 2 + 1, runaway], axis=1).astype(np.float32)
 
 
 def earlier_mean(outcomes: NDArray[np.float32], offsets: IntArray) -> NDArray[np.float32]:
@@ -90,7 +91,7 @@ def earlier_mean(outcomes: NDArray[np.float32], offsets: IntArray) -> NDArray[np
 
 
 def turn_features(outcomes: NDArray[np.float32], earlier: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[N, 4K]: this turn's outcome_features and their mean over earlier turns. Independent of the actions taken."""
+    """[N, 6K]: this turn's outcome_features and their mean over earlier turns. Independent of the actions taken."""
     return np.concatenate([outcomes, earlier], axis=1)
 
 
@@ -101,24 +102,27 @@ def encode_state(
     turn: IntArray,
     previous_action: IntArray,
 ) -> NDArray[np.float32]:
-    """The network's input [N, state_dim] from turn_features [N, 4K] and the session's [N] book-keeping."""
-    k = layout.num_models
+    """The network's input [N, state_dim] from turn_features [N, 6K] and the session's [N] book-keeping."""
+    k, width = layout.num_models, layout.num_features
     state = np.zeros((len(features), layout.state_dim), dtype=np.float32)
-    state[:, : 4 * k] = features
+    state[:, :width] = features
     rows = np.flatnonzero(previous_action != NO_ACTION)
-    state[rows, 4 * k + previous_action[rows]] = 1.0
+    state[rows, width + previous_action[rows]] = 1.0
     share = np.maximum(remaining_usd / layout.reference_cost_usd, MIN_BUDGET_SHARE)
     left = np.asarray(layout.expected_turns_left)[np.minimum(turn, len(layout.expected_turns_left) - 1)]
     log_turn_share = np.log(share * REFERENCE_TURNS / left)
     # How often each model's predicted cost fits into an even split of what remains, in logarithms.
     log_cost = 2 * (features[:, k : 2 * k] - 1)
-    state[:, 5 * k : 6 * k] = np.clip(log_turn_share[:, None] - log_cost, -4, 4) / 2
-    state[:, 6 * k] = np.log(share) / 2 + 1
-    state[:, 6 * k + 1] = np.minimum(share, 1.0)
-    state[:, 6 * k + 2] = np.minimum(share, 0.1) * 10
-    state[:, 6 * k + 3] = log_turn_share / 2
-    state[:, 6 * k + 4] = turn / 12
-    state[:, 6 * k + 5] = left / 12
+    state[:, width + k : width + 2 * k] = np.clip(log_turn_share[:, None] - log_cost, -4, 4) / 2
+    money_and_time = (
+        np.log(share) / 2 + 1,
+        np.minimum(share, 1),
+        np.minimum(10 * share, 1),
+        log_turn_share / 2,
+        turn / 12,
+        left / 12,
+    )
+    state[:, width + 2 * k :] = np.stack(money_and_time, axis=1)
     return state
 
 

@@ -48,7 +48,7 @@ def lambda_greedy(
 ) -> IntArray:
     """argmax over allowed a of Q(s, a) - lambda * c(s, a); all arrays [N, K], lambda a number or [N]."""
     price = np.asarray(lambda_per_usd)[..., None] * cost_usd
-    return np.argmax(np.where(allowed, q_values - price, -np.inf), axis=1)
+    return np.asarray(np.argmax(np.where(allowed, q_values - price, -np.inf), axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtefactError(f"{path}: not JSON: {error}") from error
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ArtefactError(
-            f"{folder}: artefact format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}; train again"
+            f"{folder}: artefact format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}; "
+            "train again"
         )
     return manifest

@@ -8,15 +8,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from seqroute_ray.core.arrays import BoolArray, IntArray
+from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import DataError
+from seqroute_ray.core.money import to_usd
 
 SESSIONS_PER_ROW_GROUP = 512  # a row group is the unit of work of relabeling
 FORMAT_VERSION = 1
@@ -99,6 +101,16 @@ _TURN_COLUMNS = (
 )
 
 
+def observed_outcomes(sessions: Sessions) -> tuple[FloatArray, FloatArray]:
+    """Quality and cost in USD, each [N, K], of every answer that was measured; NaN elsewhere."""
+    rows = np.arange(len(sessions.action))
+    quality = sessions.outcome_quality.astype(np.float64)
+    cost_usd = np.where(sessions.outcome_cost_nusd >= 0, to_usd(sessions.outcome_cost_nusd), np.nan)
+    quality[rows, sessions.action] = sessions.quality
+    cost_usd[rows, sessions.action] = to_usd(sessions.cost_nusd)
+    return quality, cost_usd
+
+
 def fixed_binary(rows: NDArray[np.float16]) -> pa.FixedSizeBinaryArray:
     """[N, D] float16 as N binary cells of 2 D bytes: the compact form of an embedding on disk."""
     data = np.ascontiguousarray(rows, dtype="<f2")
@@ -154,10 +166,10 @@ def from_table(table: pa.Table, name: str = "table") -> Sessions:
     lengths = np.asarray(columns["action"].value_lengths())
     flat = {column: columns[column].flatten() for column in _TURN_COLUMNS}
 
-    def numbers(column: str, dtype: type) -> NDArray[np.generic]:
-        return flat[column].to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    def numbers(column: str, dtype: type) -> NDArray[Any]:
+        return np.asarray(flat[column].to_numpy(zero_copy_only=False), dtype=dtype)
 
-    def matrix(column: str) -> NDArray[np.generic]:
+    def matrix(column: str) -> NDArray[Any]:
         return np.asarray(flat[column].flatten()).reshape(-1, len(catalog))
 
     def texts(values: pa.Array) -> NDArray[np.str_]:

@@ -50,7 +50,7 @@ class SampleConfig:
 
 
 def write_sample(config: SampleConfig, path: Path) -> int:
-    """Write logs in the log schema, one row a turn; returns the number of rows. Raises ConfigError, UnknownModelError."""
+    """Write logs in the log schema, one row a turn; returns how many. Raises ConfigError, UnknownModelError."""
     table = sample_logs(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="zstd")
@@ -70,11 +70,13 @@ def sample_logs(config: SampleConfig) -> pa.Table:
 def compose(outcomes: Outcomes, lengths: IntArray, config: SampleConfig, rng: np.random.Generator) -> IntArray:
     """[sum of lengths] questions of the part; a focused session stays on the source of a random question."""
     pool = np.flatnonzero(outcomes.part == config.part)
-    if config.max_turns > len(pool):
-        raise ConfigError(
-            f"max_turns {config.max_turns} is more than the {len(pool)} questions of part {config.part!r}"
-        )
     by_source = {source: pool[outcomes.source[pool] == source] for source in np.unique(outcomes.source[pool])}
+    fewest = min((len(questions) for questions in by_source.values()), default=0)
+    if config.max_turns > fewest:
+        raise ConfigError(
+            f"max_turns must be at most {fewest}, the questions of the smallest source of part {config.part!r}, "
+            f"got {config.max_turns}"
+        )
     focused = rng.random(len(lengths)) < config.focused_share
     picked = []
     for length, stays in zip(lengths.tolist(), focused.tolist(), strict=True):

@@ -54,7 +54,8 @@ class Turns:
 class Policy(Protocol):
     """Chooses the model of a turn."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def act(self, data: ReplayData, turns: Turns) -> IntArray:
         """[n] actions."""

@@ -1,0 +1,123 @@
+"""`seqroute <command>`: flags in, one JSON line on stdout, progress on stderr; exit 0 ok, 1 failed, 2 wrong usage."""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from seqroute_ray.core.errors import ConfigError, SeqRouteError, UnknownModelError
+from seqroute_ray.data.importer import ImportConfig
+from seqroute_ray.data.relabel import RelabelConfig
+from seqroute_ray.data.sample import SampleConfig
+from seqroute_ray.evaluation.config import EvaluateConfig
+from seqroute_ray.quickstart import QuickstartConfig
+from seqroute_ray.serving.serve import ServeConfig
+from seqroute_ray.training.config import TrainConfig
+
+Result = dict[str, Any]
+Flat = tyro.conf.arg(name="")  # the config's fields are the command's flags, without a prefix
+
+# Each command imports what it needs when it runs: `seqroute --help` loads neither Ray nor torch.
+
+
+def sample(config: Annotated[SampleConfig, Flat], out: Path) -> Result:
+    """Write session logs sampled from the bundled outcomes."""
+    from seqroute_ray.data.sample import write_sample
+
+    return {"num_sessions": config.num_sessions, "num_rows": write_sample(config, out), "out": out}
+
+
+def import_(config: Annotated[ImportConfig, Flat]) -> Result:
+    """Check logs (JSONL or Parquet) and write session Parquet."""
+    from seqroute_ray.data.importer import import_logs
+
+    return asdict(import_logs(config))
+
+
+def relabel(config: Annotated[RelabelConfig, Flat]) -> Result:
+    """Relabel sessions under hypothetical budgets on Ray Data."""
+    from seqroute_ray.stages import relabel
+
+    return relabel(config)
+
+
+def train(config: Annotated[TrainConfig, Flat]) -> Result:
+    """Train a policy with discrete CQL on RLlib."""
+    from seqroute_ray.stages import train
+
+    return train(config)
+
+
+def evaluate(config: Annotated[EvaluateConfig, Flat]) -> Result:
+    """Replay a policy and the baselines on held-out sessions."""
+    from seqroute_ray.stages import evaluate
+
+    return evaluate(config)
+
+
+def serve(config: Annotated[ServeConfig, Flat]) -> Result:
+    """Serve a policy behind an OpenAI-compatible endpoint until interrupted."""
+    from seqroute_ray.serving.serve import serve_forever
+
+    serve_forever(config)
+    return {"stopped": True}
+
+
+def quickstart(config: Annotated[QuickstartConfig, Flat]) -> Result:
+    """The paper-size run on bundled outcomes: sample, import, relabel, train, evaluate, serve one session."""
+    from seqroute_ray.quickstart import run_quickstart
+
+    return run_quickstart(config)
+
+
+COMMANDS: dict[str, Callable[..., Result]] = {
+    "sample": sample,
+    "import": import_,
+    "relabel": relabel,
+    "train": train,
+    "evaluate": evaluate,
+    "serve": serve,
+    "quickstart": quickstart,
+}
+
+
+def run(command: Callable[[], Result]) -> int:
+    """Run a command; print its result as one JSON line, or its error as one line. Returns the exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the JSON line alone
+            result = command()
+    except SeqRouteError as error:
+        print(f"seqroute: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError | UnknownModelError) else 1
+    except KeyboardInterrupt:
+        print("seqroute: interrupted", file=sys.stderr)
+        return 1
+    print(json.dumps(result, default=str))
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(_parse_and_call))
+
+
+def _parse_and_call() -> Result:
+    # --help belongs on stdout, which run() has redirected: tyro prints before any command runs.
+    with contextlib.redirect_stdout(sys.__stdout__ or sys.stdout) if _wants_help() else contextlib.nullcontext():
+        result: Result = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="seqroute", description=__doc__)
+        return result
+
+
+def _wants_help() -> bool:
+    return not sys.argv[1:] or bool({"-h", "--help"} & set(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""A training dataset on disk: turns once, transitions that refer to turns by row number, and a manifest written last.
+
+manifest.json              pool, state layout, configs, counts, checksums; a folder without one is unfinished
+turns.parquet              one row a turn: what the state needs of it, under every budget and path
+estimator.npz              the outcome estimator that serving will use
+transitions/part-*.parquet one file a shard of sessions
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from seqroute_ray.core.catalog import Catalog
+from seqroute_ray.core.errors import DataError
+from seqroute_ray.core.estimator import OutcomeEstimator
+from seqroute_ray.core.hbr import Transitions
+from seqroute_ray.core.mdp import StateLayout
+from seqroute_ray.core.sessions import fixed_binary
+
+FORMAT_VERSION = 1
+MANIFEST, TURNS, ESTIMATOR, SHARDS = "manifest.json", "turns.parquet", "estimator.npz", "transitions"
+
+TRANSITION_SCHEMA = pa.schema(
+    [
+        pa.field("turn_row", pa.int32(), nullable=False),  # row of turns.parquet
+        pa.field("turn", pa.int16(), nullable=False),
+        pa.field("action", pa.int16(), nullable=False),
+        pa.field("previous_action", pa.int16(), nullable=False),  # -1 at a first turn
+        pa.field("remaining_nusd", pa.int64(), nullable=False),  # before the turn
+        pa.field("cost_nusd", pa.int64(), nullable=False),  # not spent when it bankrupts
+        pa.field("reward", pa.float32(), nullable=False),
+        pa.field("terminated", pa.bool_(), nullable=False),
+        pa.field("bankrupt", pa.bool_(), nullable=False),
+    ]
+)
+_DELTA = [field.name for field in TRANSITION_SCHEMA if pa.types.is_integer(field.type)]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A relabeled dataset in memory."""
+
+    catalog: Catalog
+    embedder: str
+    layout: StateLayout
+    estimator: OutcomeEstimator
+    features: NDArray[np.float32]  # [N, layout.num_features] mdp.turn_features of every turn, cross-fitted
+    cost_high_usd: NDArray[np.float32]  # [N, K]
+    transitions: Transitions
+    manifest: dict[str, Any]
+
+
+def write_shard(transitions: Transitions, path: Path) -> str:
+    """Write one shard by atomic replace; returns the SHA-256 of the file."""
+    columns = {field.name: pa.array(getattr(transitions, field.name), field.type) for field in TRANSITION_SCHEMA}
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(
+        pa.table(columns, schema=TRANSITION_SCHEMA),
+        temporary,
+        compression="zstd",
+        use_dictionary=False,
+        column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
+        row_group_size=131_072,
+    )
+    temporary.replace(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_turns(
+    folder: Path, embedding: NDArray[np.float16], features: NDArray[np.float32], cost_high_usd: NDArray[np.float32]
+) -> None:
+    """Write the turn table of N turns."""
+
+    def matrix(values: NDArray[np.float32]) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+    columns = {
+        "embedding": fixed_binary(embedding),
+        "features": matrix(features),
+        "cost_high_usd": matrix(cost_high_usd),
+    }
+    pq.write_table(pa.table(columns), folder / TURNS, compression="zstd")
+
+
+def write_estimator(folder: Path, estimator: OutcomeEstimator) -> None:
+    np.savez(folder / ESTIMATOR, **estimator.arrays())  # type: ignore[arg-type]  # numpy's stub types **kwds as allow_pickle
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Finish the dataset: only now does it exist for readers."""
+    temporary = folder / (MANIFEST + ".tmp")
+    temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1) + "\n")
+    temporary.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises DataError when the folder is no finished dataset of this format."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{folder}: no finished dataset here (no {MANIFEST}); make one with `seqroute relabel`")
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"{folder}: dataset format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}"
+        )
+    return manifest
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """Read a finished dataset. Raises DataError naming the file that is missing or damaged."""
+    manifest = read_manifest(folder)
+    turns = pq.read_table(folder / TURNS, columns=["features", "cost_high_usd"])
+    with np.load(folder / ESTIMATOR, allow_pickle=False) as archive:
+        estimator = OutcomeEstimator.from_arrays(dict(archive))
+
+    def matrix(name: str) -> NDArray[np.float32]:
+        column = turns[name].combine_chunks()
+        return np.asarray(column.flatten(), dtype=np.float32).reshape(len(column), -1)
+
+    return Dataset(
+        catalog=Catalog.from_json(manifest["catalog"]),
+        embedder=manifest["embedder"],
+        layout=StateLayout.from_json(manifest["layout"]),
+        estimator=estimator,
+        features=matrix("features"),
+        cost_high_usd=matrix("cost_high_usd"),
+        transitions=read_shards(folder, manifest["shards"]),
+        manifest=manifest,
+    )
+
+
+def read_shards(folder: Path, shards: Sequence[Mapping[str, Any]]) -> Transitions:
+    """All transitions in shard order. Raises DataError when a shard's rows are not what the manifest says."""
+    tables = []
+    for shard in shards:
+        path = folder / SHARDS / shard["name"]
+        try:
+            table = pq.read_table(path, schema=TRANSITION_SCHEMA)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: cannot be read ({error}); relabel again") from error
+        if table.num_rows != shard["num_transitions"]:
+            raise DataError(
+                f"{path}: {table.num_rows} rows, the manifest says {shard['num_transitions']}; relabel again"
+            )
+        tables.append(table)
+    merged = pa.concat_tables(tables)
+    return Transitions(*(merged[field.name].to_numpy() for field in fields(Transitions)))

@@ -1,0 +1,236 @@
+"""Which log rows break the log schema, and why: all rules at once, column by column."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
+from seqroute_ray.core.catalog import Catalog
+from seqroute_ray.core.log_schema import (
+    MAX_TURN_COST_USD,
+    PARTS,
+    actions,
+    codes,
+    group_key,
+    numbers,
+    outcome_cells,
+    turn_cost_usd,
+)
+
+_SPOILED = "session has a bad row: "
+_COST_RULE = f"cost_usd must be in [0, {MAX_TURN_COST_USD:.0f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used, and the rule that it breaks."""
+
+    row: int  # position in the table, from 0
+    reason: str
+
+    @property
+    def is_spoiled(self) -> bool:
+        """True when nothing is wrong with the row but another one of its session is bad."""
+        return self.reason.startswith(_SPOILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where the rows of a table come from."""
+
+    file: str = "table"
+    line: IntArray | None = None  # [N] line of each row; None: row numbers from 1
+    broken: Mapping[int, str] = field(default_factory=dict)  # reasons by row that reading the file found already
+
+    def line_of(self, row: int) -> int:
+        return row + 1 if self.line is None else int(self.line[row])
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    broken_by: BoolArray | IntArray  # [N] mask or row numbers
+    reason: str
+    got: Callable[[int], object] | None = None  # the value that breaks it, of a row number
+
+    def reason_of(self, row: int) -> str:
+        return self.reason if self.got is None else f"{self.reason}, got {self.got(row)!r}"
+
+
+def _at(values: NDArray[Any]) -> Callable[[int], object]:
+    """A rule's `got` out of [N] values."""
+    return lambda row: values[row].item()
+
+
+def check_rows(
+    table: pa.Table, catalog: Catalog, origin: Origin | None = None, models: tuple[str, ...] = ()
+) -> list[BadRow]:
+    """The rows that cannot be used, in order, each with one reason; none for clean logs.
+
+    table: columns as of log_schema.conform. models: the sub-pool that logged models must be in; () is the whole
+    catalog. One bad row makes its whole session bad: the others get the reason "session has a bad row: FILE:LINE".
+    """
+    origin = origin or Origin()
+    reasons = dict(origin.broken)
+    session, _ = codes(table["session_id"])
+    for rule in _row_rules(table, catalog, models, session):
+        _collect(reasons, rule)
+    whole = (session >= 0) & ~np.isin(session, session[np.fromiter(reasons, dtype=np.int64)])
+    for rule in _sequence_rules(session, numbers(table["turn"]).value.astype(np.int64), whole):
+        _collect(reasons, rule)
+    _spread(reasons, session, origin)
+    return [BadRow(row, reasons[row]) for row in sorted(reasons)]
+
+
+def _collect(reasons: dict[int, str], rule: _Rule) -> None:
+    """Add the rule's rows; the first reason of a row stays."""
+    rows = np.flatnonzero(rule.broken_by) if rule.broken_by.dtype == np.bool_ else rule.broken_by
+    for row in rows.tolist():
+        if row not in reasons:
+            reasons[row] = rule.reason_of(row)
+
+
+def _spread(reasons: dict[int, str], session: IntArray, origin: Origin) -> None:
+    """Give every other row of a bad row's session the reason that names the first such row."""
+    # -1, no session, may be among them: such rows are all in `reasons` already
+    first_bad = {int(session[row]): row for row in sorted(reasons, reverse=True)}
+    for row in np.flatnonzero(np.isin(session, list(first_bad))).tolist():
+        if row not in reasons:
+            line = origin.line_of(first_bad[int(session[row])])
+            reasons[row] = f"{_SPOILED}{origin.file}:{line}"
+
+
+def _row_rules(table: pa.Table, catalog: Catalog, models: tuple[str, ...], session: IntArray) -> Iterator[_Rule]:
+    yield from _identity_rules(table)
+    yield from _query_rules(table)
+    yield from _model_rules(table, catalog, models)
+    yield from _number_rules(table)
+    yield from _cost_rules(table, catalog)
+    yield from _part_rules(table, session)
+    if "outcomes" in table.column_names:
+        yield from _outcome_rules(table, catalog)
+
+
+def _identity_rules(table: pa.Table) -> Iterator[_Rule]:
+    yield _Rule(np.asarray(pc.is_null(table["session_id"])), "session_id is missing; every turn names its session")
+    turn = numbers(table["turn"])
+    yield _Rule(~turn.known, "turn is missing; turns of a session are numbered from 0")
+    yield _Rule(turn.value < 0, "turn must be >= 0", _at(turn.value.astype(np.int64)))
+
+
+def _query_rules(table: pa.Table) -> Iterator[_Rule]:
+    if "embedding" not in table.column_names:
+        yield _Rule(np.asarray(pc.is_null(table["text"])), "text is missing; a row needs text or an embedding")
+        return
+    lists = table["embedding"].combine_chunks()
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0), dtype=np.int64)
+    width = 1 + int(np.bincount(lengths, minlength=2)[1:].argmax())  # the most frequent one above 0
+    yield _Rule(np.asarray(pc.is_null(lists)), "embedding is missing; every row of these logs needs one")
+    yield _Rule(lengths != width, f"embedding must have {width} numbers as in most rows", _at(lengths))
+    finite = np.isfinite(lists.flatten().to_numpy(zero_copy_only=False))
+    in_row = np.array([], dtype=np.int64) if finite.all() else np.repeat(np.arange(len(lists)), lengths)[~finite]
+    yield _Rule(np.unique(in_row), "embedding must be finite, got NaN, infinity or null in it")
+
+
+def _model_rules(table: pa.Table, catalog: Catalog, models: tuple[str, ...]) -> Iterator[_Rule]:
+    model, action = table["model"].combine_chunks(), actions(table["model"], catalog)
+
+    def name(row: int) -> object:
+        return model[row].as_py()
+
+    yield _Rule(np.asarray(pc.is_null(model)), "model is missing; every turn names the model that answered")
+    yield _Rule(action < 0, "model must be in the catalog (add it with its prices, or leave its sessions out)", name)
+    if models:
+        outside = ~np.isin(action, [catalog.action(name) for name in models])
+        yield _Rule(outside, f"model must be among the chosen models ({', '.join(models)})", name)
+
+
+def _number_rules(table: pa.Table) -> Iterator[_Rule]:
+    quality, propensity = numbers(table["quality"]), numbers(table["propensity"])
+    bad = quality.known & ~_in_unit_range(quality.value)
+    yield _Rule(bad, "quality must be in [0, 1], or null for a turn that was not judged", _at(quality.value))
+    above_zero = propensity.value.astype(np.float32) > 0  # as it is stored
+    bad = propensity.known & ~(above_zero & (propensity.value <= 1))
+    yield _Rule(bad, "propensity must be in (0, 1], or null where it is unknown", _at(propensity.value))
+
+
+def _in_unit_range(values: NDArray[np.float64]) -> BoolArray:
+    return (values >= 0) & (values <= 1)  # False for NaN
+
+
+def _is_cost(cost_usd: FloatArray) -> BoolArray:
+    return (cost_usd >= 0) & (cost_usd <= MAX_TURN_COST_USD)  # False for NaN
+
+
+def _cost_rules(table: pa.Table, catalog: Catalog) -> Iterator[_Rule]:
+    for name in ("prompt_tokens", "completion_tokens"):
+        tokens = numbers(table[name]).value.astype(np.int64)
+        yield _Rule(tokens < 0, f"{name} must be >= 0", _at(tokens))
+    cost_usd = turn_cost_usd(table, catalog)
+    given = numbers(table["cost_usd"]).known | ~np.isnan(cost_usd)
+    yield _Rule(~given, "no cost: a row needs cost_usd, or prompt_tokens and completion_tokens")
+    yield _Rule(~_is_cost(cost_usd), _COST_RULE, _at(cost_usd))
+
+
+def _part_rules(table: pa.Table, session: IntArray) -> Iterator[_Rule]:
+    part, names = codes(pc.fill_null(table["part"], ""))
+    unknown = ~np.isin(part, [code for code, name in enumerate(names) if name in ("", *PARTS)])
+    yield _Rule(unknown, "part must be fit, tune, test or null", lambda row: names[part[row]])
+    for what, key in (("session", session), ("group_id", codes(group_key(table))[0])):
+        _, first, code = np.unique(key, return_index=True, return_inverse=True)
+        home = part[first][code]
+        yield _Rule((key >= 0) & (part != home), f"a {what} must be in one part", _both(names, home, part))
+
+
+def _both(names: list[str], home: IntArray, part: IntArray) -> Callable[[int], object]:
+    return lambda row: (names[home[row]], names[part[row]])
+
+
+def _outcome_rules(table: pa.Table, catalog: Catalog) -> Iterator[_Rule]:
+    cells = outcome_cells(table, catalog)
+
+    def rule(bad: BoolArray, reason: str, got: Callable[[int], object]) -> _Rule:
+        """A rule on cells as one on rows; the reason is of the row's first bad cell."""
+        rows, first = np.unique(cells.row[bad], return_index=True)
+        cell_of = dict(zip(rows.tolist(), np.flatnonzero(bad)[first].tolist(), strict=True))
+        return _Rule(rows, f"outcomes: {reason}", lambda row: got(cell_of[row]))
+
+    def model(cell: int) -> object:
+        return cells.model[cell].as_py()
+
+    yield rule(cells.action < 0, "model must be in the catalog", model)
+    yield rule(_repeated(cells.row * (len(catalog) + 1) + cells.action + 1), "a model may be there once", model)
+    bad = cells.quality.known & ~_in_unit_range(cells.quality.value)
+    yield rule(bad, "quality must be in [0, 1] or null", _at(cells.quality.value))
+    yield rule(~cells.cost_usd.known, "every outcome needs cost_usd", model)
+    yield rule(~_is_cost(cells.cost_usd.value), _COST_RULE, _at(cells.cost_usd.value))
+
+
+def _repeated(key: IntArray) -> BoolArray:
+    """[N] True where an earlier key is the same."""
+    order = np.argsort(key, kind="stable")
+    repeated = np.zeros(len(key), dtype=np.bool_)
+    repeated[order[1:]] = key[order[1:]] == key[order[:-1]]
+    return repeated
+
+
+def _sequence_rules(session: IntArray, turn: IntArray, among: BoolArray) -> Iterator[_Rule]:
+    """The first row of each session that breaks the count 0..T-1, among the rows of a mask."""
+    order = np.flatnonzero(among)
+    order = order[np.lexsort((turn[order], session[order]))]
+    _, first, code = np.unique(session[order], return_index=True, return_inverse=True)
+    expected = np.zeros_like(turn)
+    expected[order] = np.arange(len(order)) - first[code]
+    wrong = order[turn[order] != expected[order]]
+    wrong = wrong[np.unique(session[wrong], return_index=True)[1]]
+    twice = turn[wrong] < expected[wrong]  # sorted: the row before has the same number
+    yield _Rule(wrong[twice], "duplicate turn: a session has one row a turn", _at(turn))
+
+    def skipped(row: int) -> object:
+        return f"{turn[row]} where {expected[row]} is missing"
+
+    yield _Rule(wrong[~twice], "gap in turns: those of a session must be 0..T-1", skipped)

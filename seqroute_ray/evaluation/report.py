@@ -1,0 +1,36 @@
+"""report.json as a page: figures and tables in one HTML file without scripts or links."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from seqroute_ray.evaluation import plots
+
+TEMPLATE = "report.html.jinja"
+
+
+def write_html(report: dict[str, Any], path: Path) -> None:
+    """Render the report to `path`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("seqroute_ray.evaluation", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.0f}"
+    by_budget = groupby(
+        sorted(report["rows"], key=lambda row: float(row["budget_usd"])), key=lambda row: row["budget_usd"]
+    )
+    page = environment.get_template(TEMPLATE).render(
+        header=report["header"],
+        verdicts=report["verdicts"],
+        by_budget=[(budget, list(rows)) for budget, rows in by_budget],
+        # Our own SVG, text escaped by matplotlib.
+        frontier=Markup(plots.svg(plots.frontier(report))),  # noqa: S704
+        bankruptcy=Markup(plots.svg(plots.bankruptcy(report))),  # noqa: S704
+        model_shares=Markup(plots.svg(plots.model_shares(report))),  # noqa: S704
+    )
+    path.write_text(page)

@@ -1,0 +1,35 @@
+"""Ray for one command: joins a cluster when told of one, else starts a small local one, quietly."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOCAL_LOGICAL_CPUS = 4  # at least: with 2, actors that wait for each other starve
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray while the block runs; stopped in the end if it was started here.
+
+    RAY_ADDRESS (which `ray job submit` sets) names the cluster to join; without it a local one is started.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing phones home
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        num_cpus = max(LOCAL_LOGICAL_CPUS, os.cpu_count() or 1)
+        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # the commands show their own
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()

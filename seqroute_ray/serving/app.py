@@ -1,0 +1,46 @@
+"""The Ray Serve application: one deployment that holds the HTTP endpoints, policy, ledger and upstream client."""
+
+# No `from __future__ import annotations` here: it would silently disable Serve's validation of ServeArgs.
+from pathlib import Path
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve import Application
+
+from seqroute_ray.serving.api import make_api
+from seqroute_ray.serving.config import ServingConfig, load_artefact, load_config
+
+MAX_ONGOING_REQUESTS = 1000  # a turn waits for its provider, not for a CPU; Serve's default is 5
+SHUTDOWN_MARGIN_S = 30.0  # above upstream_timeout_s: a replica that goes finishes its paid turns
+
+
+class ServeArgs(BaseModel):
+    """The `args` of the application in a Serve config."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: str  # path of the ServingConfig YAML
+
+
+class SeqRoute:
+    """A replica; it keeps no state of its own."""
+
+    def __init__(self, config: ServingConfig) -> None:
+        self._config = config
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_api(self._config)
+
+
+def build_app(args: ServeArgs) -> Application:
+    """The bound application, after every start-up check. Raises ConfigError or ArtefactError."""
+    config = load_config(Path(args.config))
+    load_artefact(config)
+    deployed = serve.deployment(
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=config.upstream_timeout_s + SHUTDOWN_MARGIN_S,
+    )
+    # serve.ingress without an app: each replica builds its own by __serve_build_asgi_app__.
+    application: Application = deployed(serve.ingress()(SeqRoute)).bind(config)
+    return application

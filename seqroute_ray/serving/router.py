@@ -1,0 +1,192 @@
+"""The routing decision: one turn and an account in, model, max_tokens and worst case out. No HTTP, no ledger writes.
+
+A session's context, kept in its ledger account, is what routing remembers of earlier turns:
+    num_turns        int, turns answered so far
+    outcome_sum      [F] floats, sum of the earlier turns' mdp.outcome_features
+    previous_action  int, mdp.NO_ACTION before the first turn
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqroute_ray.core.arrays import BoolArray
+from seqroute_ray.core.embedding import Embedder
+from seqroute_ray.core.errors import ArtefactError, ConfigError
+from seqroute_ray.core.ledger import Account, exhausted
+from seqroute_ray.core.mdp import NO_ACTION, affordable, encode_state, outcome_features, turn_features
+from seqroute_ray.core.money import to_nusd, to_usd
+from seqroute_ray.core.policy import PolicyArtefact, lambda_greedy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Which model answers a turn, how long it may be, and why."""
+
+    model: str
+    action: int
+    lambda_per_usd: float
+    q_values: dict[str, float]  # by model, in units of quality
+    predicted_cost_usd: dict[str, float]  # by model, of this turn
+    masked: dict[str, str]  # model -> reason
+    max_tokens: int
+    reserve_nusd: int  # worst case: prompt bound and max_tokens at the catalog's prices, rounded up
+    policy_version: str
+    outcomes: tuple[float, ...]  # [F] outcome_features of this turn, for the session's context
+
+    def to_json(self) -> dict[str, Any]:
+        """What an answer says about itself; money in USD."""
+        fields = asdict(self)
+        del fields["outcomes"]
+        fields["reserve_usd"] = fields.pop("reserve_nusd") / 1e9
+        return fields
+
+
+class Router:
+    """A policy artefact and its embedder, ready to decide. Raises ConfigError when they do not belong together."""
+
+    def __init__(self, artefact: PolicyArtefact, embedder: Embedder, default_max_tokens: int = 1024) -> None:
+        if embedder.name != artefact.embedder:
+            raise ConfigError(f"the policy was trained on embedder {artefact.embedder!r}, got {embedder.name!r}")
+        self.artefact, self.version = artefact, artefact.version
+        self._embedder, self._default_max_tokens = embedder, default_max_tokens
+        models = artefact.catalog.models
+        self._input_price = [_nusd_per_token(model.usd_per_m_input) for model in models]
+        self._output_price = [_nusd_per_token(model.usd_per_m_output) for model in models]
+
+    def embed(self, text: str) -> NDArray[np.float32]:
+        """[1, D]; may block on a network embedder."""
+        return self._embedder.embed([text])
+
+    def decide(
+        self, text: str, account: Account, prompt_tokens: int, max_tokens: int | None, lambda_per_usd: float
+    ) -> Decision:
+        """Choose for a query text; see `choose`."""
+        return self.choose(self.embed(text), account, prompt_tokens, max_tokens, lambda_per_usd)
+
+    def choose(
+        self,
+        embedding: NDArray[np.float32],
+        account: Account,
+        prompt_tokens: int,
+        max_tokens: int | None,
+        lambda_per_usd: float,
+    ) -> Decision:
+        """The model that the policy prefers among those that the money left can pay.
+
+        embedding: [1, D]. prompt_tokens: upper bound of the whole prompt. max_tokens: asked for; None: the default.
+        Raises BudgetExhaustedError when not even one token of any model can be paid.
+        """
+        catalog, remaining_nusd = self.artefact.catalog, account.remaining_nusd
+        estimates = self.artefact.estimator.predict(embedding)
+        outcomes = outcome_features(estimates, self.artefact.layout)
+        clamps = self.clamps(prompt_tokens, max_tokens, remaining_nusd)
+        if not any(clamps):
+            raise exhausted(account, min(self.worst_case_nusd(k, prompt_tokens, 1) for k in range(len(catalog))))
+        high_usd = estimates.cost_high_usd[0]
+        allowed = self._allowed(high_usd, clamps, remaining_nusd)
+        q_values = self.artefact.network.q_values(self.state(outcomes, account))
+        action = int(lambda_greedy(q_values, estimates.cost_usd, allowed[None], lambda_per_usd)[0])
+        return Decision(
+            model=catalog.names[action],
+            action=action,
+            lambda_per_usd=lambda_per_usd,
+            q_values=dict(zip(catalog.names, q_values[0].tolist(), strict=True)),
+            predicted_cost_usd=dict(zip(catalog.names, estimates.cost_usd[0].tolist(), strict=True)),
+            masked=self._reasons(allowed, clamps, high_usd, prompt_tokens, remaining_nusd),
+            max_tokens=clamps[action],
+            reserve_nusd=self.worst_case_nusd(action, prompt_tokens, clamps[action]),
+            policy_version=self.version,
+            outcomes=tuple(outcomes[0].tolist()),
+        )
+
+    def state(self, outcomes: NDArray[np.float32], account: Account) -> NDArray[np.float32]:
+        """[1, state_dim] of this turn, exactly as training encodes it."""
+        num_turns, outcome_sum, previous_action = _read_context(account.context, outcomes.shape[1])
+        earlier = (outcome_sum / max(num_turns, 1)).astype(np.float32)
+        return encode_state(
+            self.artefact.layout,
+            turn_features(outcomes, earlier[None]),
+            np.array([to_usd(account.remaining_nusd)]),
+            np.array([num_turns]),
+            np.array([previous_action]),
+        )
+
+    def clamps(self, prompt_tokens: int, max_tokens: int | None, remaining_nusd: int) -> list[int]:
+        """[K] max_tokens each model may be given; 0 where the money left cannot pay one token."""
+        asked = max_tokens or self._default_max_tokens
+        return [self._clamp(action, prompt_tokens, asked, remaining_nusd) for action in range(len(self._input_price))]
+
+    def _clamp(self, action: int, prompt_tokens: int, asked: int, remaining_nusd: int) -> int:
+        limit = self.artefact.catalog.models[action].max_output_tokens or asked
+        left_nusd = remaining_nusd - prompt_tokens * self._input_price[action]
+        if left_nusd < 0:
+            return 0
+        price = self._output_price[action]
+        return min(asked, limit, math.floor(left_nusd / price)) if price else min(asked, limit)
+
+    def worst_case_nusd(self, action: int, prompt_tokens: int, completion_tokens: int) -> int:
+        """Price of a call in nano-dollars, rounded up; exact."""
+        return math.ceil(prompt_tokens * self._input_price[action] + completion_tokens * self._output_price[action])
+
+    def cost_nusd(self, action: int, prompt_tokens: int, completion_tokens: int) -> int:
+        """True cost of a call, priced as the training logs are."""
+        return int(to_nusd(self.artefact.catalog.cost_usd(action, prompt_tokens, completion_tokens)))
+
+    def _allowed(self, high_usd: NDArray[np.floating[Any]], clamps: list[int], remaining_nusd: int) -> BoolArray:
+        """[K]: affordable among the models that can be paid at all; a free model always is."""
+        payable = np.array(clamps) > 0
+        among = np.where(payable, high_usd, np.inf)
+        free = np.array([not i and not o for i, o in zip(self._input_price, self._output_price, strict=True)])
+        allowed: BoolArray = affordable(among[None], np.array([to_usd(remaining_nusd)]))[0] | free
+        return allowed
+
+    def _reasons(
+        self,
+        allowed: BoolArray,
+        clamps: list[int],
+        high_usd: NDArray[np.floating[Any]],
+        prompt_tokens: int,
+        remaining_nusd: int,
+    ) -> dict[str, str]:
+        reasons = {}
+        for action in np.flatnonzero(~allowed).tolist():
+            if clamps[action]:
+                why = f"high quantile of its predicted cost ${high_usd[action]:.9f}"
+            else:
+                why = f"prompt and one token, up to ${self.worst_case_nusd(action, prompt_tokens, 1) / 1e9:.9f},"
+            reasons[self.artefact.catalog.names[action]] = f"{why} exceeds remaining ${remaining_nusd / 1e9:.9f}"
+        return reasons
+
+
+def _nusd_per_token(usd_per_m: float) -> Fraction:
+    """The price as it is meant, without binary rounding: 0.15 is 150 nano-dollars a token."""
+    return Fraction(f"{usd_per_m:.12g}") * 1000
+
+
+def _read_context(context: Mapping[str, Any], width: int) -> tuple[int, NDArray[np.float64], int]:
+    """num_turns, outcome_sum [width] and previous_action; those of a first turn when the context is empty."""
+    if not context:
+        return 0, np.zeros(width), NO_ACTION
+    outcome_sum = np.array(context["outcome_sum"], dtype=np.float64)
+    if len(outcome_sum) != width:
+        raise ArtefactError(
+            f"this session was begun under a policy of {len(outcome_sum)} outcome features, this one has {width}; "
+            "begin a new session"
+        )
+    return context["num_turns"], outcome_sum, context["previous_action"]
+
+
+def advance(context: Mapping[str, Any], decision: Decision) -> dict[str, Any]:
+    """The session's context after this turn."""
+    num_turns, outcome_sum, _ = _read_context(context, len(decision.outcomes))
+    return {
+        "num_turns": num_turns + 1,
+        "outcome_sum": (outcome_sum + np.array(decision.outcomes)).tolist(),
+        "previous_action": decision.action,
+    }

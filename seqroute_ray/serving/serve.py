@@ -1,0 +1,113 @@
+"""Run the server: checks first, then Ray, then Serve; as a context manager or until interrupted."""
+
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.serving.config import ServingConfig, load_artefact, load_config
+
+APP_NAME = "seqroute"
+READY_TIMEOUT_S = 120.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """One server on this machine. Each field is a flag of `seqroute serve`."""
+
+    config: Path  # the ServingConfig YAML
+    host: str = "127.0.0.1"  # 0.0.0.0 opens it to the network: it has no login
+    port: int = 8000
+    replay_upstream: bool = False  # also run the stand-in for the providers, where the YAML's base_url points to
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"port must be in [1, 65535], got {self.port}")
+
+
+def serve_forever(config: ServeConfig) -> None:
+    """Serve until interrupted. Raises ConfigError or ArtefactError before Ray starts."""
+    with running_server(config) as base_url:
+        logger.info("serving base_url=%s/v1 stop=ctrl-c", base_url)
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            logger.info("stopping")
+
+
+@contextmanager
+def running_server(config: ServeConfig) -> Iterator[str]:
+    """The server while the block runs; yields `http://host:port` once /healthz answers.
+
+    Joins a Ray that runs in this process, else starts one and stops it in the end. Raises ConfigError or
+    ArtefactError before Ray starts.
+    """
+    serving = load_config(config.config)
+    load_artefact(serving)
+    with _replay(config, serving), _ray(), ExitStack() as stack:
+        from ray import serve  # loaded after the checks: it takes seconds
+
+        from seqroute_ray.serving.app import ServeArgs, build_app
+
+        serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
+        stack.callback(serve.shutdown)
+        serve.run(build_app(ServeArgs(config=str(config.config))), name=APP_NAME, route_prefix="/")
+        base_url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"  # noqa: S104
+        _wait_until_healthy(base_url)
+        yield base_url
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    """Ray in this process; stopped in the end if it was started here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing phones home
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(include_dashboard=None if "RAY_ADDRESS" in os.environ else False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _replay(config: ServeConfig, serving: ServingConfig) -> AbstractContextManager[str]:
+    """The stand-in at the address that all upstreams share, where it is asked for. Raises ConfigError."""
+    if not config.replay_upstream:
+        return nullcontext("")
+    base_urls = {upstream.base_url for upstream in serving.upstreams}
+    address = urlsplit(min(base_urls))
+    if len(base_urls) > 1 or address.hostname != "127.0.0.1" or not address.port or address.path != "/v1":
+        raise ConfigError(
+            f"replay_upstream needs one base_url http://127.0.0.1:PORT/v1 for all upstreams, got {sorted(base_urls)}"
+        )
+    from seqroute_ray.serving.replay_upstream import running_replay_upstream  # the only use of the bundled sample
+
+    return running_replay_upstream(address.port)
+
+
+def _wait_until_healthy(base_url: str) -> None:
+    """Return once GET /healthz is 200. Raises TimeoutError."""
+    deadline_s = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        try:
+            with urllib.request.urlopen(f"{base_url}/healthz", timeout=5) as response:  # noqa: S310 - our own address
+                health = json.load(response)
+            logger.info("ready policy_version=%s", health["policy_version"])
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise TimeoutError(f"{base_url}/healthz did not answer in {READY_TIMEOUT_S:.0f} s")

@@ -1,0 +1,45 @@
+"""The Ray stages as commands and jobs run them: Ray around, a progress bar, a result that fits one JSON line."""
+
+from dataclasses import asdict
+from typing import Any
+
+from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
+from seqroute_ray.evaluation.config import EvaluateConfig
+from seqroute_ray.progress import bar
+from seqroute_ray.ray_session import ray_session
+from seqroute_ray.training.config import TrainConfig
+
+Result = dict[str, Any]
+
+
+def relabel(config: RelabelConfig) -> Result:
+    """Relabel on Ray Data; see RelabelReport for the fields."""
+    with ray_session(), bar("relabel, shards") as update:
+        report = relabel_sessions(config, lambda done, total: update(done, total, ""))
+    return {**asdict(report), "runner": "ray"}
+
+
+def train(config: TrainConfig) -> Result:
+    """Train on RLlib and write the artefact."""
+    from seqroute_ray.training import train as training
+
+    title = "train, steps" if config.cql.td_weight else "train (behaviour cloning), steps"
+    with ray_session(), bar(title) as update:
+        artefact = training.train(
+            config,
+            lambda done, total, losses: update(done, total, " ".join(f"{k}={v:.4f}" for k, v in losses.items())),
+        )
+    return {"policy_dir": str(config.out), "policy_version": artefact.version, "num_steps": config.cql.num_steps}
+
+
+def evaluate(config: EvaluateConfig) -> Result:
+    """Replay and write the reports."""
+    from seqroute_ray.evaluation import evaluate as evaluation
+
+    with bar("evaluate, replays") as update:
+        report = evaluation.evaluate(config, lambda done, total: update(done, total, ""))
+    return {
+        "report_json": str(config.out / "report.json"),
+        "report_html": str(config.out / "report.html"),
+        "num_rows": len(report["rows"]),
+    }

@@ -1,0 +1,51 @@
+"""Settings of training; importing them needs neither torch nor Ray."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from seqroute_ray.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CqlConfig:
+    """One discrete-CQL run on given transitions."""
+
+    hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers
+    cql_alpha: float = 0.01  # weight of the conservative term; 0 is double DQN
+    td_weight: float = 1.0  # weight of the TD loss; 0 is behaviour cloning
+    gamma: float = 1.0  # discount per turn: a session's turns count alike
+    lr: float = 1e-3  # of Adam at the start; falls linearly to 0
+    batch_size: int = 2048  # transitions a step and learner
+    num_steps: int = 6000  # gradient steps
+    tau: float = 0.01  # share of the online network in the target network, each step
+    num_learners: int = 0  # remote learners; 0 trains in this process
+    num_gpus_per_learner: float = 0  # GPUs of each learner
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ConfigError(f"gamma must be in [0, 1], got {self.gamma}")
+        if not 0.0 < self.tau <= 1.0:
+            raise ConfigError(f"tau must be in (0, 1], got {self.tau}")
+        if self.cql_alpha < 0 or self.td_weight < 0 or self.cql_alpha + self.td_weight == 0:
+            raise ConfigError(
+                f"cql_alpha and td_weight must be >= 0, one of them > 0, got {self.cql_alpha} and {self.td_weight}"
+            )
+        for name in ("lr", "batch_size", "num_steps"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.num_learners < 0 or self.num_gpus_per_learner < 0:
+            raise ConfigError(
+                f"num_learners, num_gpus_per_learner must be >= 0, got {self.num_learners}, {self.num_gpus_per_learner}"
+            )
+        if not self.hidden or min(self.hidden) < 1:
+            raise ConfigError(f"hidden needs at least one width, each >= 1, got {self.hidden}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """From a dataset to a policy artefact. Each field is a flag of `seqroute train`."""
+
+    dataset: Path  # folder written by `seqroute relabel`
+    out: Path  # folder of the policy artefact
+    cql: CqlConfig = field(default_factory=CqlConfig)

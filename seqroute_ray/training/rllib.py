@@ -1,0 +1,177 @@
+"""Discrete CQL on RLlib's new API stack: module, learner, offline data, config and algorithm.
+
+Built on the DQN parts, because RLlib's own CQL is for continuous actions only. Two things differ from DQN: the target
+network moves with every gradient step (DQN counts environment steps, which offline training never makes), and the
+data are columns (`reader.py`), not episodes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.dqn.dqn import DQN, DQNConfig
+from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS, DQNLearner
+from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.core.learner.utils import make_target_network
+from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.offline.offline_data import OfflineData
+from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+
+from seqroute_ray.core.policy import QNetwork
+from seqroute_ray.training.cql import cql_loss, q_network, td_target, to_numpy
+from seqroute_ray.training.reader import NEXT_ALLOWED, ShuffledColumns, TrainingColumns
+
+TD_LOSS, CONSERVATIVE_LOSS, Q_MEAN = "td_loss", "conservative_loss", "q_mean"
+
+
+class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
+    """A Q-network and its target; `model_config` holds `hidden`, the widths of the hidden layers."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.network = q_network(self.observation_space.shape[0], self.model_config["hidden"], int(self.action_space.n))
+
+    def compute_q_values(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {QF_PREDS: self.network(batch[Columns.OBS])}
+
+    def make_target_networks(self) -> None:
+        self.target_network = make_target_network(self.network)
+
+    def get_target_network_pairs(self) -> list[tuple[Any, Any]]:
+        return [(self.network, self.target_network)]
+
+    def get_non_inference_attributes(self) -> list[str]:
+        return ["target_network"]
+
+    def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {QF_PREDS: self.target_network(batch[Columns.OBS])}
+
+    def _forward(self, batch: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTIONS: self.network(batch[Columns.OBS]).argmax(dim=1)}
+
+    def _forward_train(self, batch: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
+        with torch.no_grad():  # gradients flow through the present state only
+            next_q = self.network(batch[Columns.NEXT_OBS])
+            next_q_target = self.target_network(batch[Columns.NEXT_OBS])
+        return {**self.compute_q_values(batch), QF_NEXT_PREDS: next_q, QF_TARGET_NEXT_PREDS: next_q_target}
+
+
+class DiscreteCQLLearner(DQNTorchLearner):
+    """The loss of `cql.py`, and a target network that moves with every gradient step."""
+
+    def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Any, fwd_out: Any) -> torch.Tensor:
+        target = td_target(
+            batch[Columns.REWARDS],
+            batch[Columns.TERMINATEDS],
+            fwd_out[QF_NEXT_PREDS],
+            fwd_out[QF_TARGET_NEXT_PREDS],
+            batch[NEXT_ALLOWED],
+            config.gamma,
+        )
+        loss = cql_loss(fwd_out[QF_PREDS], batch[Columns.ACTIONS], target, config.td_weight, config.cql_alpha)
+        logged = {TD_LOSS: loss.td, CONSERVATIVE_LOSS: loss.conservative, Q_MEAN: fwd_out[QF_PREDS].mean()}
+        self.metrics.log_dict({name: value.detach() for name, value in logged.items()}, key=module_id, window=100)
+        return loss.total
+
+    def apply_gradients(self, gradients_dict: Any) -> None:
+        super().apply_gradients(gradients_dict)
+        for module_id in self.module.keys():  # noqa: SIM118 - no __iter__
+            tau = self.config.get_config_for_module(module_id).tau
+            for online, target in self.module[module_id].unwrapped().get_target_network_pairs():
+                with torch.no_grad():
+                    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
+
+    def after_gradient_based_update(self, *, timesteps: Any) -> None:
+        # Skips DQNLearner's own update, which counts environment steps; learning-rate schedules stay.
+        super(DQNLearner, self).after_gradient_based_update(timesteps=timesteps)
+
+
+class ColumnData(OfflineData):
+    """Training columns in Ray's object store, one shuffled share a learner. `config.input_` is a TrainingColumns."""
+
+    def __init__(self, config: AlgorithmConfig) -> None:
+        # Not super().__init__: it would open `input_` as a path with ray.data.
+        columns: TrainingColumns = config.columns_fn()
+        num_rows, num_shards = len(columns[Columns.ACTIONS]), max(1, config.num_learners)
+        reference = ray.put(columns)
+        self._shares = [
+            ShuffledColumns(reference, num_rows, i, num_shards, config.seed or 0) for i in range(num_shards)
+        ]
+
+    def sample(self, *_args: Any, **_kwargs: Any) -> list[ShuffledColumns]:
+        return self._shares
+
+
+class DiscreteCQLConfig(DQNConfig):
+    """Settings of DiscreteCQL; `.training(cql_alpha=..., td_weight=...)` beside DQN's own."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or DiscreteCQL)
+        self._is_online = False  # no environment runners
+        self.columns_fn: Callable[[], TrainingColumns] | None = None
+        self.cql_alpha, self.td_weight = 0.01, 1.0
+        self.gamma, self.tau, self.lr, self.grad_clip = 1.0, 0.01, 1e-3, 10.0
+        self.double_q, self.dueling, self.num_atoms, self.n_step = True, False, 1, 1
+        self.train_batch_size_per_learner, self.dataset_num_iters_per_learner = 2048, 250
+        # DQN's 1000 sampled steps never come in offline training: train() would loop for ever.
+        self.min_sample_timesteps_per_iteration = self.min_train_timesteps_per_iteration = 0
+        self.min_time_s_per_iteration = None
+        self.offline_data_class = ColumnData
+
+    def training(
+        self,
+        *,
+        cql_alpha: float = NotProvided,
+        td_weight: float = NotProvided,
+        columns_fn: Callable[[], TrainingColumns] = NotProvided,
+        **kwargs: Any,
+    ) -> "DiscreteCQLConfig":
+        super().training(**kwargs)
+        for name, value in (("cql_alpha", cql_alpha), ("td_weight", td_weight), ("columns_fn", columns_fn)):
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    def get_default_learner_class(self) -> type:
+        return DiscreteCQLLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=QModule, model_config=self.model_config)
+
+
+class DiscreteCQL(DQN):
+    """One training iteration is `dataset_num_iters_per_learner` gradient steps on each learner."""
+
+    @classmethod
+    def get_default_config(cls) -> DiscreteCQLConfig:
+        return DiscreteCQLConfig()
+
+    def training_step(self) -> None:
+        config = self.config
+        num_rows = (
+            config.train_batch_size_per_learner * max(1, config.num_learners) * config.dataset_num_iters_per_learner
+        )
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, num_rows, reduce="lifetime_sum")
+        results = self.learner_group.update(
+            training_data=TrainingData(data_iterators=self.offline_data.sample()),
+            minibatch_size=config.train_batch_size_per_learner,
+            num_iters=config.dataset_num_iters_per_learner,
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(NUM_ENV_STEPS_SAMPLED_LIFETIME)},
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    def q_network(self, state_dim: int, hidden: Sequence[int], num_actions: int) -> QNetwork:
+        """The learned network for numpy; the same for local and remote learners."""
+        state = self.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"][DEFAULT_MODULE_ID]
+        network = q_network(state_dim, hidden, num_actions)
+        prefix = "network."
+        weights = {k.removeprefix(prefix): torch.as_tensor(v) for k, v in state.items() if k.startswith(prefix)}
+        network.load_state_dict(weights)
+        return to_numpy(network)
