@@ -1,5 +1,5 @@
 # make quickstart | test | lint | bench: each makes .venv first, with the pinned versions of constraints.txt.
-PYTHON ?= python3.11
+PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Torch comes from the CPU index where PyPI's own build would bring gigabytes of CUDA; see README for GPUs.

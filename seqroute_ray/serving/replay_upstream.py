@@ -5,6 +5,7 @@ python -m seqroute_ray.serving.replay_upstream --port 8199
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 import uuid
@@ -112,7 +113,9 @@ class ReplayProvider:
 def running_replay_upstream(port: int = 0, delay_s: float = 0.0) -> Iterator[str]:
     """The stand-in on loopback, in a daemon thread, while the block runs; yields its base_url. Port 0: any free one."""
     config = ReplayConfig(port=port, delay_s=delay_s)
-    runner = web.AppRunner(ReplayProvider(config.delay_s).application(), shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    runner = web.AppRunner(
+        ReplayProvider(config.delay_s).application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+    )
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="replay-upstream", daemon=True)
     thread.start()
@@ -139,10 +142,16 @@ async def _listen(runner: web.AppRunner, config: ReplayConfig) -> int:
 
 
 def main() -> None:
-    config = tyro.cli(ReplayConfig, description="Replays recorded token counts behind an OpenAI-compatible endpoint.")
+    try:
+        config = tyro.cli(ReplayConfig, description="Replays recorded token counts as an OpenAI-compatible endpoint.")
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logger.info("replay_upstream base_url=http://%s:%d/v1", config.host, config.port)
-    web.run_app(ReplayProvider(config.delay_s).application(), host=config.host, port=config.port, print=None)
+    web.run_app(
+        ReplayProvider(config.delay_s).application(), host=config.host, port=config.port, access_log=None, print=None
+    )
 
 
 if __name__ == "__main__":

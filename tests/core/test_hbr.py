@@ -1,0 +1,140 @@
+"""Relabeling: exact book-keeping, monotone in the budget, independent of the batch."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel
+from seqroute_ray.core.mdp import NO_ACTION
+from seqroute_ray.core.money import to_nusd
+from seqroute_ray.core.sessions import Sessions
+from tests.support import make_sessions
+
+REFERENCE_USD = 0.01
+
+
+@st.composite
+def random_sessions(draw: st.DrawFn) -> Sessions:
+    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=6))
+    return make_sessions(lengths, num_models=draw(st.integers(1, 3)), seed=draw(st.integers(0, 2**32 - 1)))
+
+
+configs = st.builds(
+    HbrConfig,
+    paths=st.sampled_from(["logged", "sampled", "all"]),
+    num_paths=st.integers(1, 3),
+    num_budgets=st.integers(1, 3),
+    seed=st.integers(0, 100),
+)
+
+
+def rows_of(transitions: Transitions, mask: np.ndarray) -> Transitions:
+    return Transitions(*(getattr(transitions, field.name)[mask] for field in fields(Transitions)))
+
+
+def assert_equal(left: Transitions, right: Transitions) -> None:
+    for field in fields(Transitions):
+        np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name), err_msg=field.name)
+
+
+@given(random_sessions(), configs)
+@settings(deadline=None)
+def test_remaining_is_the_budget_minus_the_exact_running_sum_of_costs(sessions: Sessions, config: HbrConfig) -> None:
+    t = relabel(sessions, 0, REFERENCE_USD, config)
+    starts = np.flatnonzero(t.turn == 0)
+    for begin, end in zip(starts, [*starts[1:], len(t)], strict=True):
+        budget, spent = int(t.remaining_nusd[begin]), 0  # Python integers: exact
+        assert t.previous_action[begin] == NO_ACTION
+        for row in range(begin, end):
+            assert int(t.remaining_nusd[row]) == budget - spent
+            assert bool(t.bankrupt[row]) == (int(t.cost_nusd[row]) > budget - spent)
+            spent += int(t.cost_nusd[row])
+            if row > begin:
+                assert t.previous_action[row] == t.action[row - 1]
+                assert t.turn_row[row] == t.turn_row[row - 1] + 1
+        assert t.terminated[end - 1]
+        assert not t.terminated[begin : end - 1].any()
+
+
+@given(random_sessions(), st.integers(1, 10_000_000), st.integers(1, 10_000_000))
+@settings(deadline=None)
+def test_more_budget_never_bankrupts_sooner(sessions: Sessions, budget_nusd: int, extra_nusd: int) -> None:
+    lengths = []
+    for amount in (budget_nusd, budget_nusd + extra_nusd):
+        t = relabel(sessions, 0, REFERENCE_USD, HbrConfig(budgets_usd=(amount / 1e9,)))
+        lengths.append(np.bincount(np.cumsum(t.turn == 0) - 1) - np.bincount(np.cumsum(t.turn == 0) - 1, t.bankrupt))
+    assert (lengths[1] >= lengths[0]).all()
+
+
+@given(random_sessions(), configs, st.data())
+@settings(deadline=None)
+def test_a_sessions_transitions_do_not_depend_on_its_batch(
+    sessions: Sessions, config: HbrConfig, data: st.DataObject
+) -> None:
+    together = relabel(sessions, 0, REFERENCE_USD, config)
+    s = data.draw(st.integers(0, sessions.num_sessions - 1))
+    first, last = int(sessions.offsets[s]), int(sessions.offsets[s + 1])
+    alone = relabel(sessions.take(np.array([s])), first, REFERENCE_USD, config)
+    mine = (together.turn_row >= first) & (together.turn_row < last)
+    assert_equal(alone, rows_of(together, mine))
+
+
+def test_a_case_worked_by_hand() -> None:
+    sessions = make_sessions([3], num_models=2)
+    sessions.action[:] = [0, 1, 0]
+    sessions.cost_nusd[:] = to_nusd(np.array([0.001, 0.004, 0.001]))
+    sessions.quality[:] = [1.0, 0.5, 0.25]
+    t = relabel(sessions, 10, REFERENCE_USD, HbrConfig(budgets_usd=(0.004, 0.005, 0.006), bankruptcy_penalty=2.0))
+    assert t.turn_row.tolist() == [10, 11, 10, 11, 12, 10, 11, 12]
+    assert t.remaining_nusd.tolist() == [4_000_000, 3_000_000, 5_000_000, 4_000_000, 0, 6_000_000, 5_000_000, 1_000_000]
+    assert t.reward.tolist() == [1.0, -2.0, 1.0, 0.5, -2.0, 1.0, 0.5, 0.25]
+    assert t.bankrupt.tolist() == [False, True, False, False, True, False, False, False]
+    assert t.terminated.tolist() == [False, True, False, False, True, False, False, True]
+
+
+def test_all_paths_of_a_session_are_its_whole_tree() -> None:
+    sessions = make_sessions([3], num_models=2)
+    t = relabel(sessions, 0, REFERENCE_USD, HbrConfig(paths="all", budgets_usd=(1.0,)))
+    paths = t.action.reshape(8, 3)
+    assert {tuple(path) for path in paths.tolist()} == {(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)}
+    np.testing.assert_array_equal(t.cost_nusd.reshape(8, 3), sessions.outcome_cost_nusd[np.arange(3), paths])
+
+
+def test_a_turn_that_was_not_judged_keeps_its_cost_and_gives_no_reward() -> None:
+    sessions = make_sessions([3], num_models=2)
+    sessions.quality[1] = np.nan
+    t = relabel(sessions, 0, REFERENCE_USD, HbrConfig(budgets_usd=(1.0,)))
+    assert t.turn.tolist() == [0, 2]
+    assert int(t.remaining_nusd[1]) == int(to_nusd(1.0)) - int(sessions.cost_nusd[:2].sum())
+
+
+def test_drawn_budgets_fill_every_stratum() -> None:
+    config = HbrConfig(num_budgets=5, min_budget=0.01, max_budget=1.0)
+    t = relabel(make_sessions([1] * 40), 0, REFERENCE_USD, config)
+    multiple = t.remaining_nusd.reshape(40, 5) / 1e9 / REFERENCE_USD
+    stratum = np.floor(5 * np.log(multiple / 0.01) / np.log(100))
+    np.testing.assert_array_equal(stratum, np.tile(np.arange(5), (40, 1)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"budgets_usd": (0.0,)}, "budgets_usd must be > 0"),
+        ({"min_budget": 2.0}, "min_budget < max_budget"),
+        ({"num_paths": 0}, "num_paths must be at least 1"),
+        ({"path_concentration": 0.0}, "path_concentration must be > 0"),
+        ({"bankruptcy_penalty": -1.0}, "bankruptcy_penalty must be >= 0"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        HbrConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_too_many_paths_are_refused_with_the_way_out() -> None:
+    with pytest.raises(ConfigError, match=r"3\^6 = 729 paths.*use paths=sampled"):
+        relabel(make_sessions([6], num_models=3), 0, REFERENCE_USD, HbrConfig(paths="all", max_paths=100))
