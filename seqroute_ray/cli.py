@@ -89,7 +89,8 @@ COMMANDS: dict[str, Callable[..., Result]] = {
 
 def run(command: Callable[[], Result]) -> int:
     """Run a command; print its result as one JSON line, or its error as one line. Returns the exit code."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    logging.getLogger("seqroute_ray").setLevel(logging.INFO)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the JSON line alone
             result = command()

@@ -10,7 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 SECONDS_PER_LINE = 10.0  # between lines where stderr is no terminal
 
-console = Console(stderr=True, highlight=False)
+WIDTH = 132  # of tables where stderr is no terminal
+
+console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH)
 Update = Callable[[int, int, str], None]  # (done, in all, a note)
 
 

@@ -60,15 +60,16 @@ class QuickstartConfig:
 
 @dataclass(frozen=True)
 class Folders:
-    """What a quickstart leaves behind."""
+    """What a quickstart leaves behind; `parent` holds logs and sessions where several runs share them."""
 
     out: Path
+    parent: "Folders | None" = None
 
     def logs(self, part: Part) -> Path:
-        return self.out / f"logs-{part}.parquet"
+        return (self.parent or self).out / f"logs-{part}.parquet"
 
     def sessions(self, part: Part) -> Path:
-        return self.out / f"sessions-{part}.parquet"
+        return (self.parent or self).out / f"sessions-{part}.parquet"
 
     @property
     def dataset(self) -> Path:
@@ -95,10 +96,10 @@ def run_quickstart(config: QuickstartConfig) -> Result:
         sample_and_import(config, folders, part, num_sessions, seed)  # type: ignore[arg-type]  # mypy widens the literal
     with ray_session():
         relabeled = learn(config, folders)
-        evaluated, report = judge(config, folders)
-        console.print(results_table(report))
-        turns = serve_one_session(config, report["header"]["reference_cost_usd"] * SERVED_BUDGET)
-        console.print(turns_table(turns))
+    evaluated, report = judge(config, folders)
+    turns = serve_one_session(config, report["header"]["reference_cost_usd"] * SERVED_BUDGET)
+    console.print(results_table(report))
+    console.print(turns_table(turns))
     console.print(f"Report: {evaluated['report_html']}")
     return {
         **{

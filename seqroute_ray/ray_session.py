@@ -9,8 +9,8 @@ LOCAL_LOGICAL_CPUS = 4  # at least: with 2, actors that wait for each other star
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
-    """Ray while the block runs; stopped in the end if it was started here.
+def ray_session() -> Iterator[bool]:
+    """Ray while the block runs; stopped in the end if it was started here, which is what it yields.
 
     RAY_ADDRESS (which `ray job submit` sets) names the cluster to join; without it a local one is started.
     """
@@ -19,17 +19,16 @@ def ray_session() -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        yield False
         return
-    logging.getLogger("ray").setLevel(logging.WARNING)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
         num_cpus = max(LOCAL_LOGICAL_CPUS, os.cpu_count() or 1)
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # the commands show their own
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    for library in ("data", "rllib", "tune", "serve"):  # their notes on start-up concern Ray's developers
+        logging.getLogger(f"ray.{library}").setLevel(logging.ERROR)
     try:
-        yield
+        yield True
     finally:
         ray.shutdown()

@@ -11,7 +11,9 @@ DIMS = 4
 
 
 def make_catalog(num_models: int = 2) -> Catalog:
-    models = (ModelSpec(name=f"model-{i}", usd_per_m_input=i + 1.0, usd_per_m_output=2.0 * i + 1) for i in range(num_models))
+    models = (
+        ModelSpec(name=f"model-{i}", usd_per_m_input=i + 1.0, usd_per_m_output=2.0 * i + 1) for i in range(num_models)
+    )
     return Catalog(tuple(models))
 
 

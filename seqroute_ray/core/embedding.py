@@ -1,6 +1,7 @@
 """Texts to vectors: the Embedder protocol, the embedded default, and an OpenAI-compatible endpoint."""
 
 import json
+import logging
 import os
 import urllib.request
 from pathlib import Path
@@ -36,8 +37,11 @@ class WordLlamaEmbedder:
     name = DEFAULT_EMBEDDER
 
     def __init__(self) -> None:
+        root = logging.getLogger()
+        handlers, level = list(root.handlers), root.level
         import wordllama  # loaded when used: 0.4 s
 
+        root.handlers[:], root.level = handlers, level  # its import configures logging for the whole process
         # The wheel's own folder as cache and no downloads: nothing is fetched, ever.
         folder = Path(wordllama.__file__).parent
         self._model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)

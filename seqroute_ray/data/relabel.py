@@ -120,6 +120,7 @@ def relabel_shards(config: RelabelConfig, reference_usd: float, progress: Progre
     """Relabel every row group of the session file on Ray Data; one description a shard, in order."""
     import ray
 
+    ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` tells the caller
     tasks = shard_tasks(config.sessions)
 
     def work(task: dict[str, Any]) -> dict[str, Any]:

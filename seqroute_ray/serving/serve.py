@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.ray_session import ray_session
 from seqroute_ray.serving.config import ServingConfig, load_artefact, load_config
 
 APP_NAME = "seqroute"
@@ -55,33 +55,18 @@ def running_server(config: ServeConfig) -> Iterator[str]:
     """
     serving = load_config(config.config)
     load_artefact(serving)
-    with _replay(config, serving), _ray(), ExitStack() as stack:
+    with _replay(config, serving), ray_session() as started_here, ExitStack() as stack:
         from ray import serve  # loaded after the checks: it takes seconds
 
         from seqroute_ray.serving.app import ServeArgs, build_app
 
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
-        stack.callback(serve.shutdown)
+        if not started_here:  # else Serve ends with Ray
+            stack.callback(serve.shutdown)
         serve.run(build_app(ServeArgs(config=str(config.config))), name=APP_NAME, route_prefix="/")
         base_url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"  # noqa: S104
         _wait_until_healthy(base_url)
         yield base_url
-
-
-@contextmanager
-def _ray() -> Iterator[None]:
-    """Ray in this process; stopped in the end if it was started here."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing phones home
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(include_dashboard=None if "RAY_ADDRESS" in os.environ else False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _replay(config: ServeConfig, serving: ServingConfig) -> AbstractContextManager[str]:

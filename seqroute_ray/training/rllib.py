@@ -172,6 +172,6 @@ class DiscreteCQL(DQN):
         state = self.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"][DEFAULT_MODULE_ID]
         network = q_network(state_dim, hidden, num_actions)
         prefix = "network."
-        weights = {k.removeprefix(prefix): torch.as_tensor(v) for k, v in state.items() if k.startswith(prefix)}
+        weights = {k.removeprefix(prefix): torch.tensor(v) for k, v in state.items() if k.startswith(prefix)}
         network.load_state_dict(weights)
         return to_numpy(network)
