@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py [--out runs/quality] [--num-seeds 3]
 
-For each pool the bankruptcy penalty is chosen on the tune part (see `choose`), then policies of several seeds are
-trained and reported on the test part once. Writes OUT/POOL/seed-N/report.json and .html; ends with one JSON line.
+Policies of several seeds are trained on the fit part, calibrated on the tune part, and reported on the test part.
+Writes OUT/POOL/seed-N/report.json and .html; ends with one JSON line.
 """
 
 import json
@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 import tyro
 
-from seqroute_ray import stages
-from seqroute_ray.data.sample import DEFAULT_POOL, FINDINGS_POOL
-from seqroute_ray.evaluation.config import EvaluateConfig
-from seqroute_ray.progress import console
+from seqroute_ray.core.policy import PolicyArtefact
+from seqroute_ray.data.sample import DEFAULT_POOL, FINDINGS_POOL, Part
 from seqroute_ray.quickstart import Folders, QuickstartConfig, judge, learn, sample_and_import
 from seqroute_ray.ray_session import ray_session
 
 POOLS = {"trio": DEFAULT_POOL, "five": FINDINGS_POOL}
-PENALTIES = (1.0, 5.0, 10.0, 20.0)  # in turns of full quality
 MAX_BANKRUPT = 0.03  # wanted wherever the cheapest model alone goes bankrupt in under SAFE of sessions
 SAFE = 0.005
 
@@ -48,50 +45,23 @@ def worst_excess(report: Report) -> float:
         key=lambda rows: float(rows[-1]["cost_usd_per_turn"]),
     )
     pairs = zip(rows_of(report, "cql"), cheapest, strict=True)
-    return max(cql["bankruptcy_rate"] - MAX_BANKRUPT for cql, alone in pairs if alone["bankruptcy_rate"] < SAFE)
-
-
-def tune(folders: Folders, config: QuickstartConfig, penalty: float) -> Report:
-    """The report of one candidate on the tune part."""
-    learn(config, folders)
-    out = folders.out / f"tune-{penalty:g}"
-    stages.evaluate(EvaluateConfig(policy=folders.policy, sessions=folders.sessions("tune"), out=out))
-    report: Report = json.loads((out / "report.json").read_text())
-    return report
-
-
-def choose(pool: str, reports: dict[float, Report]) -> float:
-    """The smallest penalty whose bankruptcies stay below MAX_BANKRUPT on the tune part; else the one nearest to it.
-
-    The trio's cheapest model goes bankrupt itself at the tight budgets: there the default penalty stays.
-    """
-    if pool == "trio":
-        return PENALTIES[0]
-    fitting = [penalty for penalty, report in reports.items() if worst_excess(report) < 0]
-    return fitting[0] if fitting else min(reports, key=lambda penalty: worst_excess(reports[penalty]))
+    return max(float(cql["bankruptcy_rate"]) - MAX_BANKRUPT for cql, alone in pairs if alone["bankruptcy_rate"] < SAFE)
 
 
 def run_pool(settings: Settings, pool: str) -> Report:
-    folders = Folders(settings.out / pool)
-    config = QuickstartConfig(out=folders.out, models=POOLS[pool], num_steps=settings.num_steps)
-    for part, num_sessions, seed in (("fit", 10_000, 0), ("tune", 2_000, 1), ("test", 2_000, 2)):
-        sample_and_import(config, folders, part, num_sessions, seed)  # type: ignore[arg-type]
-    candidates = PENALTIES if pool != "trio" else PENALTIES[:1]
-    tuned: dict[float, Report] = {}
-    for penalty in candidates:
-        cell = Folders(folders.out / f"penalty-{penalty:g}", parent=folders)
-        tuned[penalty] = tune(cell, replace(config, bankruptcy_penalty=penalty), penalty)
-        console.print(f"{pool} penalty={penalty:g} excess on tune={worst_excess(tuned[penalty]):+.4f}")
-        if worst_excess(tuned[penalty]) < 0:
-            break
-    penalty = choose(pool, tuned)
-    reports = []
+    shared = Folders(settings.out / pool)
+    config = QuickstartConfig(out=shared.out, models=POOLS[pool], num_steps=settings.num_steps)
+    parts: tuple[tuple[Part, int], ...] = (("fit", 10_000), ("tune", 2_000), ("test", 2_000))
+    for seed, (part, num_sessions) in enumerate(parts):
+        sample_and_import(config, shared, part, num_sessions, seed)
+    reports, prices = [], []
     for seed in range(settings.num_seeds):
-        cell = Folders(folders.out / f"seed-{seed}", parent=folders)
-        seeded = replace(config, bankruptcy_penalty=penalty, seed=seed, out=cell.out)
+        cell = Folders(shared.out / f"seed-{seed}", parent=shared)
+        seeded = replace(config, seed=seed, out=cell.out)
         learn(seeded, cell)
+        prices.append(PolicyArtefact.load(cell.policy).risk.penalties)
         reports.append(judge(seeded, cell)[1])
-    return {"bankruptcy_penalty": penalty, **summary(reports)}
+    return {"risk_prices": prices, **summary(reports)}
 
 
 def summary(reports: list[Report]) -> Report:

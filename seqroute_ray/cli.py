@@ -15,6 +15,7 @@ from seqroute_ray.core.errors import ConfigError, SeqRouteError, UnknownModelErr
 from seqroute_ray.data.importer import ImportConfig
 from seqroute_ray.data.relabel import RelabelConfig
 from seqroute_ray.data.sample import SampleConfig
+from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.quickstart import QuickstartConfig
 from seqroute_ray.serving.serve import ServeConfig
@@ -54,6 +55,13 @@ def train(config: Annotated[TrainConfig, Flat]) -> Result:
     return train(config)
 
 
+def calibrate(config: Annotated[CalibrateConfig, Flat]) -> Result:
+    """Choose on the tune part what a bankruptcy costs the policy, by budget."""
+    from seqroute_ray.stages import calibrate
+
+    return calibrate(config)
+
+
 def evaluate(config: Annotated[EvaluateConfig, Flat]) -> Result:
     """Replay a policy and the baselines on held-out sessions."""
     from seqroute_ray.stages import evaluate
@@ -81,6 +89,7 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "import": import_,
     "relabel": relabel,
     "train": train,
+    "calibrate": calibrate,
     "evaluate": evaluate,
     "serve": serve,
     "quickstart": quickstart,

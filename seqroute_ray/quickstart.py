@@ -18,6 +18,7 @@ from seqroute_ray.core.hbr import HbrConfig
 from seqroute_ray.data.importer import ImportConfig, import_logs
 from seqroute_ray.data.relabel import RelabelConfig
 from seqroute_ray.data.sample import DEFAULT_POOL, Part, SampleConfig, write_sample
+from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.progress import console
 from seqroute_ray.ray_session import ray_session
@@ -45,9 +46,9 @@ class QuickstartConfig:
 
     out: Path = Path("runs/quickstart")  # made anew
     models: tuple[str, ...] = DEFAULT_POOL
-    num_test_sessions: int = 2_000
+    num_test_sessions: int = 2_000  # and as many of the tune part, to calibrate
     num_steps: int = 6_000  # gradient steps of CQL; behaviour cloning takes a quarter of them
-    bankruptcy_penalty: float = 1.0  # in turns of full quality; more makes the policy thriftier
+    max_bankruptcy: float = 0.025  # share of sessions: what the policy is calibrated to keep, where the pool can
     port: int = 8000  # of the served session, on loopback
     seed: int = 0
 
@@ -91,7 +92,8 @@ def run_quickstart(config: QuickstartConfig) -> Result:
     folders = Folders(config.out)
     for part, num_sessions, seed in (
         ("fit", PAPER_SESSIONS, config.seed),
-        ("test", config.num_test_sessions, config.seed + 1),
+        ("tune", config.num_test_sessions, config.seed + 1),
+        ("test", config.num_test_sessions, config.seed + 2),
     ):
         sample_and_import(config, folders, part, num_sessions, seed)  # type: ignore[arg-type]  # mypy widens the literal
     with ray_session():
@@ -102,10 +104,7 @@ def run_quickstart(config: QuickstartConfig) -> Result:
     console.print(turns_table(turns))
     console.print(f"Report: {evaluated['report_html']}")
     return {
-        **{
-            name: relabeled[name]
-            for name in ("num_sessions", "num_transitions", "num_bankrupt", "runner", "num_workers")
-        },
+        **{name: relabeled[name] for name in ("num_sessions", "num_transitions", "runner", "num_workers")},
         "policy_dir": str(folders.policy),
         "report_json": evaluated["report_json"],
         "report_html": evaluated["report_html"],
@@ -123,18 +122,21 @@ def sample_and_import(config: QuickstartConfig, folders: Folders, part: Part, nu
 
 
 def learn(config: QuickstartConfig, folders: Folders) -> Result:
-    """Relabel and train: CQL, and behaviour cloning to compare with. Returns the relabeling's result."""
-    hbr = HbrConfig(paths="sampled", bankruptcy_penalty=config.bankruptcy_penalty, seed=config.seed)
+    """Relabel, train CQL (and behaviour cloning to compare with), calibrate. Returns the relabeling's result."""
+    hbr = HbrConfig(paths="sampled", seed=config.seed)
     relabeled = stages.relabel(RelabelConfig(sessions=folders.sessions("fit"), out=folders.dataset, hbr=hbr))
     if relabeled["num_transitions"] < PAPER_TRANSITIONS:
         raise SeqRouteError(
-            f"{relabeled['num_transitions']} transitions, the paper-size run needs {PAPER_TRANSITIONS}: sessions of this "
-            "pool go bankrupt too often; choose --models with a cheap one among them"
+            f"{relabeled['num_transitions']} transitions, the paper-size run needs {PAPER_TRANSITIONS}: sessions of "
+            "this pool go bankrupt too often; choose --models with a cheap one among them"
         )
     cql = CqlConfig(num_steps=config.num_steps, seed=config.seed)
     cloning = replace(cql, td_weight=0.0, cql_alpha=1.0, num_steps=config.num_steps // 4)
     stages.train(TrainConfig(dataset=folders.dataset, out=folders.policy, cql=cql))
     stages.train(TrainConfig(dataset=folders.dataset, out=folders.cloning, cql=cloning))
+    stages.calibrate(
+        CalibrateConfig(policy=folders.policy, sessions=folders.sessions("tune"), max_bankruptcy=config.max_bankruptcy)
+    )
     return relabeled
 
 

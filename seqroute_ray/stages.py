@@ -4,8 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
+from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
-from seqroute_ray.progress import bar
+from seqroute_ray.progress import bar, console
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.training.config import TrainConfig
 
@@ -30,6 +31,16 @@ def train(config: TrainConfig) -> Result:
             lambda done, total, losses: update(done, total, " ".join(f"{k}={v:.4f}" for k, v in losses.items())),
         )
     return {"policy_dir": str(config.out), "policy_version": artefact.version, "num_steps": config.cql.num_steps}
+
+
+def calibrate(config: CalibrateConfig) -> Result:
+    """Choose the bankruptcy penalty by budget on the tune part."""
+    from seqroute_ray.evaluation import calibrate as calibration
+
+    risk = calibration.calibrate(config)
+    prices = ", ".join(f"{b:g}x: {p:g}" for b, p in zip(risk.budgets, risk.penalties, strict=True))
+    console.print(f"calibrate: bankruptcy penalty by budget {prices}")
+    return {"policy_dir": str(config.policy), **asdict(risk)}
 
 
 def evaluate(config: EvaluateConfig) -> Result:

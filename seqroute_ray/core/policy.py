@@ -1,5 +1,9 @@
 """The routing policy: Q-values by a numpy forward pass, the lambda rule, and the artefact folder it lives in.
 
+Q is kept in its two parts, quality still to come and chance of bankruptcy, so that both knobs act at decision time:
+    argmax_a  quality(s, a) - penalty * bankruptcy(s, a) - lambda * c(s, a)
+lambda prices money (quality per USD); the penalty prices a bankrupt session (in turns of full quality).
+
 An artefact is `manifest.json` (format, state layout, embedder, catalog with prices, configs, data fingerprint) and
 `weights.npz`: the only contract between training and serving. It loads with numpy alone.
 """
@@ -7,7 +11,7 @@ An artefact is `manifest.json` (format, state layout, embedder, catalog with pri
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -26,18 +30,49 @@ MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
 
 
 @dataclass(frozen=True)
+class Values:
+    """What a network says of N states, each [N, K]."""
+
+    quality: NDArray[np.float32]  # expected sum of quality from this turn on
+    bankruptcy: NDArray[np.float32]  # chance that the session goes bankrupt, in [0, 1]
+
+    def q_values(self, penalty: float) -> NDArray[np.float32]:
+        """[N, K] in units of quality."""
+        return np.asarray(self.quality - np.float32(penalty) * self.bankruptcy)
+
+
+@dataclass(frozen=True)
 class QNetwork:
-    """A ReLU multi-layer perceptron; Q-values are in units of quality."""
+    """A ReLU multi-layer perceptron with 2 K outputs: quality, and the logit of bankruptcy, of each action."""
 
     layers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]  # (weight [in, out], bias [out]), first to last
 
-    def q_values(self, state: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[N, state_dim] -> [N, K]."""
+    def values(self, state: NDArray[np.float32]) -> Values:
+        """[N, state_dim] -> both parts of Q."""
         hidden = state
         for weight, bias in self.layers[:-1]:
             hidden = np.maximum(hidden @ weight + bias, 0.0)
         weight, bias = self.layers[-1]
-        return hidden @ weight + bias
+        quality, logit = np.split(hidden @ weight + bias, 2, axis=1)
+        return Values(quality, np.asarray(1.0 / (1.0 + np.exp(-np.clip(logit, -30, 30)))))
+
+
+@dataclass(frozen=True)
+class RiskPrices:
+    """The bankruptcy penalty by budget: chosen on the tune part, see evaluation.calibrate."""
+
+    budgets: tuple[float, ...]  # multiples of the reference cost, rising
+    penalties: tuple[float, ...]  # in turns of full quality
+
+    def __post_init__(self) -> None:
+        if len(self.budgets) != len(self.penalties) or not self.budgets or list(self.budgets) != sorted(self.budgets):
+            raise ArtefactError(
+                f"risk prices need one penalty for each rising budget, got {self.budgets}, {self.penalties}"
+            )
+
+    def penalty(self, budget: float) -> float:
+        """At a budget in multiples of the reference cost: log-interpolated, constant beyond the ends."""
+        return float(np.exp(np.interp(np.log(max(budget, 1e-9)), np.log(self.budgets), np.log(self.penalties))))
 
 
 def lambda_greedy(
@@ -60,16 +95,21 @@ class PolicyArtefact:
     layout: StateLayout
     estimator: OutcomeEstimator
     network: QNetwork
+    risk: RiskPrices
     configs: dict[str, Any] = field(default_factory=dict)  # the resolved configs that made it
     data_fingerprint: str = ""  # of the sessions it learned from
 
     @property
     def version(self) -> str:
-        """Short hash of weights and catalog: what decision records name."""
-        digest = hashlib.sha256(self.catalog.fingerprint.encode())
+        """Short hash of weights, risk prices and catalog: what decision records name."""
+        digest = hashlib.sha256(f"{self.catalog.fingerprint} {self.risk}".encode())
         for name, array in sorted(self._arrays().items()):
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:12]
+
+    def penalty(self, budget_usd: float) -> float:
+        """The price of a bankruptcy for a session of this budget, in turns of full quality."""
+        return self.risk.penalty(budget_usd / self.layout.reference_cost_usd)
 
     def _arrays(self) -> dict[str, NDArray[np.float32]]:
         arrays = {f"estimator.{name}": value for name, value in self.estimator.arrays().items()}
@@ -89,6 +129,7 @@ class PolicyArtefact:
             "catalog": self.catalog.to_json(),
             "catalog_fingerprint": self.catalog.fingerprint,
             "layout": self.layout.to_json(),
+            "risk": asdict(self.risk),
             "num_layers": len(self.network.layers),
             "configs": self.configs,
             "data_fingerprint": self.data_fingerprint,
@@ -115,6 +156,7 @@ class PolicyArtefact:
                     {name.removeprefix("estimator."): a for name, a in arrays.items() if name.startswith("estimator.")}
                 ),
                 network=QNetwork(layers),
+                risk=RiskPrices(*(tuple(manifest["risk"][name]) for name in ("budgets", "penalties"))),
                 configs=manifest["configs"],
                 data_fingerprint=manifest["data_fingerprint"],
             )
@@ -133,10 +175,10 @@ class PolicyArtefact:
             )
         num_models, width_in = len(self.catalog), self.network.layers[0][0].shape[0]
         width_out = self.network.layers[-1][0].shape[1]
-        if (width_in, width_out, self.layout.num_models) != (self.layout.state_dim, num_models, num_models):
+        if (width_in, width_out, self.layout.num_models) != (self.layout.state_dim, 2 * num_models, num_models):
             raise ArtefactError(
                 f"{folder}: the network maps {width_in} -> {width_out} but the layout says {self.layout.state_dim} -> "
-                f"{num_models}; the folder mixes two artefacts"
+                f"{2 * num_models}; the folder mixes two artefacts"
             )
 
 

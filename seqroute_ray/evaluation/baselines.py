@@ -92,6 +92,7 @@ class QPolicy:
     """lambda-greedy over a Q-network, among the models that the money left can pay for."""
 
     network: QNetwork
+    penalty: float  # of a bankruptcy, in turns of full quality
     lambda_per_usd: float = 0.0
     name: str = "cql"
 
@@ -100,5 +101,8 @@ class QPolicy:
         state = encode_state(data.layout, data.features[turns.row], turns.remaining_usd, turn, turns.previous_action)
         allowed = affordable(data.estimates.cost_high_usd[turns.row], turns.remaining_usd)
         return lambda_greedy(
-            self.network.q_values(state), data.estimates.cost_usd[turns.row], allowed, self.lambda_per_usd
+            self.network.values(state).q_values(self.penalty),
+            data.estimates.cost_usd[turns.row],
+            allowed,
+            self.lambda_per_usd,
         )

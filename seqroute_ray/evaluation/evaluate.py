@@ -10,7 +10,7 @@ import numpy as np
 
 from seqroute_ray.core.arrays import FloatArray, IntArray
 from seqroute_ray.core.errors import DataError
-from seqroute_ray.core.money import to_nusd
+from seqroute_ray.core.money import to_nusd, to_usd
 from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.sessions import Sessions, observed_outcomes, read_sessions
 from seqroute_ray.evaluation.baselines import BudgetHeuristic, FixedModel, QPolicy, RandomModel, SourceTable
@@ -78,14 +78,26 @@ def contestants(config: EvaluateConfig, artefact: PolicyArtefact, data: ReplayDa
         policies.append(SourceTable.fit(fit, *observed_outcomes(fit)))
     if config.cloning is not None:
         cloning = PolicyArtefact.load(config.cloning, expect=artefact.catalog)
-        policies.append(QPolicy(cloning.network, name=CLONING))
+        policies.append(QPolicy(cloning.network, cloning.risk.penalties[0], name=CLONING))
     people = [Contestant(policy.name, _replayer(policy, data)) for policy in policies]
     lambdas = config.lambdas_per_usd or tuple(x / artefact.layout.reference_cost_usd for x in LAMBDA_GRID)
     for value in lambdas:
-        people.append(Contestant(CQL, _replayer(QPolicy(artefact.network, value), data), value))
+        people.append(Contestant(CQL, cql_replayer(artefact, data, value), value))
     plan = plan_oracle(data.sessions)
     people.append(Contestant(ORACLE, lambda budget_nusd: replay_oracle(plan, data.sessions, budget_nusd)))
     return people
+
+
+def cql_replayer(
+    artefact: PolicyArtefact, data: ReplayData, lambda_per_usd: float
+) -> Callable[[IntArray], ReplayResult]:
+    """Replays the artefact as the server would run it: the budget sets the price of a bankruptcy."""
+
+    def run(budget_nusd: IntArray) -> ReplayResult:
+        penalty = artefact.penalty(float(to_usd(budget_nusd).mean()))
+        return replay(QPolicy(artefact.network, penalty, lambda_per_usd), data, budget_nusd)
+
+    return run
 
 
 def _replayer(policy: Policy, data: ReplayData) -> Callable[[IntArray], ReplayResult]:

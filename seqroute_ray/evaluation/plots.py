@@ -88,9 +88,9 @@ def frontier(report: Report) -> Figure:
         )
         # The frame follows the policies that serve their sessions: a strong model alone falls to 0 at tight budgets.
         served = [r for r in report["rows"] if r["policy"] in ("cql", "oracle")]
-        low, high = min(r["quality"] for r in served), max(r["quality"] for r in served)
-        costs = [1e3 * r["cost_usd_per_turn"] for r in report["rows"] if r["quality"] >= low - 0.1]
-        axes.set(ylim=(low - 0.1, high + 0.03), xlim=(0.8 * min(costs), 1.3 * max(costs)))
+        worst, best = min(r["quality"] for r in served), max(r["quality"] for r in served)
+        costs = [1e3 * r["cost_usd_per_turn"] for r in report["rows"] if r["quality"] >= worst - 0.1]
+        axes.set(ylim=(worst - 0.1, best + 0.03), xlim=(0.8 * min(costs), 1.3 * max(costs)))
         axes.set(xscale="log", xlabel="cost a turn, thousandths of a US dollar (log)", ylabel="quality a turn")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         return figure

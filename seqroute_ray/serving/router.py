@@ -31,7 +31,9 @@ class Decision:
     model: str
     action: int
     lambda_per_usd: float
-    q_values: dict[str, float]  # by model, in units of quality
+    bankruptcy_penalty: float  # of this session's budget, in turns of full quality
+    q_values: dict[str, float]  # by model, in units of quality; before the price of money
+    bankruptcy: dict[str, float]  # by model: predicted chance that the session will go bankrupt
     predicted_cost_usd: dict[str, float]  # by model, of this turn
     masked: dict[str, str]  # model -> reason
     max_tokens: int
@@ -90,13 +92,17 @@ class Router:
             raise exhausted(account, min(self.worst_case_nusd(k, prompt_tokens, 1) for k in range(len(catalog))))
         high_usd = estimates.cost_high_usd[0]
         allowed = self._allowed(high_usd, clamps, remaining_nusd)
-        q_values = self.artefact.network.q_values(self.state(outcomes, account))
+        penalty = self.artefact.penalty(float(to_usd(account.budget_nusd)))
+        values = self.artefact.network.values(self.state(outcomes, account))
+        q_values = values.q_values(penalty)
         action = int(lambda_greedy(q_values, estimates.cost_usd, allowed[None], lambda_per_usd)[0])
         return Decision(
             model=catalog.names[action],
             action=action,
             lambda_per_usd=lambda_per_usd,
+            bankruptcy_penalty=penalty,
             q_values=dict(zip(catalog.names, q_values[0].tolist(), strict=True)),
+            bankruptcy=dict(zip(catalog.names, values.bankruptcy[0].tolist(), strict=True)),
             predicted_cost_usd=dict(zip(catalog.names, estimates.cost_usd[0].tolist(), strict=True)),
             masked=self._reasons(allowed, clamps, high_usd, prompt_tokens, remaining_nusd),
             max_tokens=clamps[action],

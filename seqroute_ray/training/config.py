@@ -13,6 +13,7 @@ class CqlConfig:
     hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers
     cql_alpha: float = 0.01  # weight of the conservative term; 0 is double DQN
     td_weight: float = 1.0  # weight of the TD loss; 0 is behaviour cloning
+    bankruptcy_penalty: float = 5.0  # in turns of full quality, > 0; decisions may use another, see `calibrate`
     gamma: float = 1.0  # discount per turn: a session's turns count alike
     lr: float = 1e-3  # of Adam at the start; falls linearly to 0
     batch_size: int = 2048  # transitions a step and learner
@@ -31,7 +32,7 @@ class CqlConfig:
             raise ConfigError(
                 f"cql_alpha and td_weight must be >= 0, one of them > 0, got {self.cql_alpha} and {self.td_weight}"
             )
-        for name in ("lr", "batch_size", "num_steps"):
+        for name in ("lr", "batch_size", "num_steps", "bankruptcy_penalty"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
         if self.num_learners < 0 or self.num_gpus_per_learner < 0:

@@ -1,5 +1,8 @@
 """Discrete conservative Q-learning: the network and the loss, in plain torch.
 
+The network has two heads, quality still to come and the logit of going bankrupt; Q = quality - penalty * bankruptcy.
+A rare event with a large penalty is learned better as a probability than inside one squared error.
+
 The conservative term logsumexp(Q) - Q[a] is the cross entropy of softmax(Q) at the logged action, so one loss covers
 three learners: alpha = 0 is double DQN, td_weight = 0 is behaviour cloning, both together are CQL.
 Source: Conservative Q-Learning for Offline Reinforcement Learning, arXiv:2006.04779, equation 4 (discrete CQL(H)).
@@ -22,34 +25,78 @@ class CqlLoss:
     """The parts of the loss, each a scalar."""
 
     total: Tensor
-    td: Tensor
+    quality: Tensor
+    bankruptcy: Tensor
     conservative: Tensor
 
 
+@dataclass(frozen=True)
+class Heads:
+    """A network's output [N, 2 A] taken apart."""
+
+    quality: Tensor  # [N, A]
+    bankruptcy_logit: Tensor  # [N, A]
+
+    @classmethod
+    def of(cls, output: Tensor) -> "Heads":
+        return cls(*output.chunk(2, dim=1))
+
+    def q_values(self, penalty: float) -> Tensor:
+        return self.quality - penalty * torch.sigmoid(self.bankruptcy_logit)
+
+    def at(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Quality and bankruptcy logit [N] of the chosen actions [N]."""
+        index = action.unsqueeze(1)
+        return self.quality.gather(1, index).squeeze(1), self.bankruptcy_logit.gather(1, index).squeeze(1)
+
+
 def q_network(state_dim: int, hidden: Sequence[int], num_actions: int) -> nn.Sequential:
-    """A ReLU multi-layer perceptron [N, state_dim] -> [N, num_actions]."""
+    """A ReLU multi-layer perceptron [N, state_dim] -> [N, 2 num_actions]; see Heads."""
     sizes = [state_dim, *hidden]
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise(sizes):
         layers += [nn.Linear(size_in, size_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], num_actions))
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], 2 * num_actions))
 
 
-def td_target(
-    reward: Tensor, terminated: Tensor, next_q: Tensor, next_q_target: Tensor, next_allowed: Tensor, gamma: float
-) -> Tensor:
-    """Double-Q target [N]: the online network picks among allowed [N, A] next actions, the target network values it."""
-    best = next_q.masked_fill(~next_allowed, -torch.inf).argmax(dim=1, keepdim=True)
-    value = next_q_target.gather(1, best).squeeze(1)
-    return reward + gamma * (~terminated) * value
+@dataclass(frozen=True)
+class Targets:
+    """What the heads should say of the logged actions, each [N], without gradient."""
+
+    quality: Tensor
+    bankruptcy: Tensor  # a probability
 
 
-def cql_loss(q_values: Tensor, action: Tensor, target: Tensor, td_weight: float, cql_alpha: float) -> CqlLoss:
-    """Squared TD error plus the conservative term; q_values [N, A], action [N] int64, target [N] without gradient."""
-    chosen = q_values.gather(1, action.unsqueeze(1)).squeeze(1)
-    td = functional.mse_loss(chosen, target)  # not Huber: it would count a rare bankruptcy too little
-    conservative = functional.cross_entropy(q_values, action)
-    return CqlLoss(td_weight * td + cql_alpha * conservative, td, conservative)
+def td_targets(
+    quality: Tensor,
+    bankrupt: Tensor,
+    terminated: Tensor,
+    following: Heads,
+    following_target: Heads,
+    next_allowed: Tensor,
+    gamma: float,
+    penalty: float,
+) -> Targets:
+    """Double-Q targets: the online network picks among allowed [N, A] next actions, the target network values the pick.
+
+    quality [N] of the turn (0 when it bankrupts), bankrupt [N], terminated [N].
+    """
+    best = following.q_values(penalty).masked_fill(~next_allowed, -torch.inf).argmax(dim=1)
+    next_quality, next_logit = following_target.at(best)
+    goes_on = gamma * (~terminated)
+    return Targets(quality + goes_on * next_quality, bankrupt + goes_on * torch.sigmoid(next_logit))
+
+
+def cql_loss(
+    heads: Heads, action: Tensor, targets: Targets, td_weight: float, cql_alpha: float, penalty: float
+) -> CqlLoss:
+    """Squared error of quality, cross entropy of bankruptcy, and the conservative term; action [N] int64."""
+    quality, bankruptcy_logit = heads.at(action)
+    quality_loss = functional.mse_loss(quality, targets.quality)
+    bankruptcy_loss = functional.binary_cross_entropy_with_logits(bankruptcy_logit, targets.bankruptcy)
+    conservative = functional.cross_entropy(heads.q_values(penalty), action)
+    total = td_weight * (quality_loss + bankruptcy_loss) + cql_alpha * conservative
+    return CqlLoss(total, quality_loss, bankruptcy_loss, conservative)
 
 
 def to_numpy(network: nn.Sequential) -> QNetwork:

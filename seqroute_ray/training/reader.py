@@ -19,6 +19,7 @@ from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.mdp import affordable, encode_state
 from seqroute_ray.core.money import to_usd
 
+BANKRUPT = "bankrupt"  # [N]
 NEXT_ALLOWED = "next_allowed"  # [N, A] models that the money left can pay for in the next state
 
 TrainingColumns = dict[str, NDArray[Any]]
@@ -42,7 +43,8 @@ def training_columns(dataset: Dataset) -> TrainingColumns:
         Columns.NEXT_OBS: next_state,
         NEXT_ALLOWED: affordable(dataset.cost_high_usd[next_row], next_usd),
         Columns.ACTIONS: t.action.astype(np.int64),
-        Columns.REWARDS: t.reward,
+        Columns.REWARDS: np.where(t.bankrupt, np.float32(0), t.reward),  # quality; the learner prices bankruptcy itself
+        BANKRUPT: t.bankrupt.astype(np.float32),
         Columns.TERMINATEDS: t.terminated,
     }
     for name in (Columns.OBS, Columns.NEXT_OBS, Columns.REWARDS):

@@ -25,14 +25,14 @@ from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from seqroute_ray.core.policy import QNetwork
-from seqroute_ray.training.cql import cql_loss, q_network, td_target, to_numpy
-from seqroute_ray.training.reader import NEXT_ALLOWED, ShuffledColumns, TrainingColumns
+from seqroute_ray.training.cql import Heads, cql_loss, q_network, td_targets, to_numpy
+from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, ShuffledColumns, TrainingColumns
 
-TD_LOSS, CONSERVATIVE_LOSS, Q_MEAN = "td_loss", "conservative_loss", "q_mean"
+QUALITY_LOSS, BANKRUPTCY_LOSS, CONSERVATIVE_LOSS = "quality_loss", "bankruptcy_loss", "conservative_loss"
 
 
 class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
-    """A Q-network and its target; `model_config` holds `hidden`, the widths of the hidden layers."""
+    """A Q-network and its target; `model_config` holds `hidden` (widths) and `bankruptcy_penalty`."""
 
     def setup(self) -> None:
         super().setup()
@@ -54,7 +54,8 @@ class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
         return {QF_PREDS: self.target_network(batch[Columns.OBS])}
 
     def _forward(self, batch: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
-        return {Columns.ACTIONS: self.network(batch[Columns.OBS]).argmax(dim=1)}
+        penalty = self.model_config["bankruptcy_penalty"]
+        return {Columns.ACTIONS: Heads.of(self.network(batch[Columns.OBS])).q_values(penalty).argmax(dim=1)}
 
     def _forward_train(self, batch: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
         with torch.no_grad():  # gradients flow through the present state only
@@ -67,16 +68,20 @@ class DiscreteCQLLearner(DQNTorchLearner):
     """The loss of `cql.py`, and a target network that moves with every gradient step."""
 
     def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Any, fwd_out: Any) -> torch.Tensor:
-        target = td_target(
+        penalty = config.bankruptcy_penalty
+        targets = td_targets(
             batch[Columns.REWARDS],
+            batch[BANKRUPT],
             batch[Columns.TERMINATEDS],
-            fwd_out[QF_NEXT_PREDS],
-            fwd_out[QF_TARGET_NEXT_PREDS],
+            Heads.of(fwd_out[QF_NEXT_PREDS]),
+            Heads.of(fwd_out[QF_TARGET_NEXT_PREDS]),
             batch[NEXT_ALLOWED],
             config.gamma,
+            penalty,
         )
-        loss = cql_loss(fwd_out[QF_PREDS], batch[Columns.ACTIONS], target, config.td_weight, config.cql_alpha)
-        logged = {TD_LOSS: loss.td, CONSERVATIVE_LOSS: loss.conservative, Q_MEAN: fwd_out[QF_PREDS].mean()}
+        heads = Heads.of(fwd_out[QF_PREDS])
+        loss = cql_loss(heads, batch[Columns.ACTIONS], targets, config.td_weight, config.cql_alpha, penalty)
+        logged = {QUALITY_LOSS: loss.quality, BANKRUPTCY_LOSS: loss.bankruptcy, CONSERVATIVE_LOSS: loss.conservative}
         self.metrics.log_dict({name: value.detach() for name, value in logged.items()}, key=module_id, window=100)
         return loss.total
 
@@ -116,7 +121,7 @@ class DiscreteCQLConfig(DQNConfig):
         super().__init__(algo_class=algo_class or DiscreteCQL)
         self._is_online = False  # no environment runners
         self.columns_fn: Callable[[], TrainingColumns] | None = None
-        self.cql_alpha, self.td_weight = 0.01, 1.0
+        self.cql_alpha, self.td_weight, self.bankruptcy_penalty = 0.01, 1.0, 5.0
         self.gamma, self.tau, self.lr, self.grad_clip = 1.0, 0.01, 1e-3, 10.0
         self.double_q, self.dueling, self.num_atoms, self.n_step = True, False, 1, 1
         self.train_batch_size_per_learner, self.dataset_num_iters_per_learner = 2048, 250
@@ -130,11 +135,13 @@ class DiscreteCQLConfig(DQNConfig):
         *,
         cql_alpha: float = NotProvided,
         td_weight: float = NotProvided,
+        bankruptcy_penalty: float = NotProvided,
         columns_fn: Callable[[], TrainingColumns] = NotProvided,
         **kwargs: Any,
     ) -> "DiscreteCQLConfig":
         super().training(**kwargs)
-        for name, value in (("cql_alpha", cql_alpha), ("td_weight", td_weight), ("columns_fn", columns_fn)):
+        own = {"cql_alpha": cql_alpha, "td_weight": td_weight, "columns_fn": columns_fn}
+        for name, value in {**own, "bankruptcy_penalty": bankruptcy_penalty}.items():
             if value is not NotProvided:
                 setattr(self, name, value)
         return self

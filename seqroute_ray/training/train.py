@@ -12,13 +12,14 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from seqroute_ray.core.dataset import Dataset, read_dataset
-from seqroute_ray.core.policy import PolicyArtefact, QNetwork
+from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.training.config import CqlConfig, TrainConfig
 from seqroute_ray.training.reader import TrainingColumns, training_columns
-from seqroute_ray.training.rllib import CONSERVATIVE_LOSS, TD_LOSS, DiscreteCQL, DiscreteCQLConfig
+from seqroute_ray.training.rllib import BANKRUPTCY_LOSS, CONSERVATIVE_LOSS, QUALITY_LOSS, DiscreteCQL, DiscreteCQLConfig
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, losses)
+LOSSES = (QUALITY_LOSS, BANKRUPTCY_LOSS, CONSERVATIVE_LOSS)
 STEPS_PER_ITERATION = 250  # learning-rate and progress granularity
 
 
@@ -41,6 +42,7 @@ def make_artefact(dataset: Dataset, network: QNetwork, config: CqlConfig) -> Pol
         layout=dataset.layout,
         estimator=dataset.estimator,
         network=network,
+        risk=RiskPrices((1.0,), (config.bankruptcy_penalty,)),
         configs=configs,
         data_fingerprint=dataset.manifest["data_fingerprint"],
     )
@@ -60,6 +62,7 @@ def algorithm_config(columns: TrainingColumns, config: CqlConfig) -> DiscreteCQL
         .training(
             cql_alpha=config.cql_alpha,
             td_weight=config.td_weight,
+            bankruptcy_penalty=config.bankruptcy_penalty,
             columns_fn=lambda: columns,
             gamma=config.gamma,
             tau=config.tau,
@@ -67,7 +70,7 @@ def algorithm_config(columns: TrainingColumns, config: CqlConfig) -> DiscreteCQL
             train_batch_size_per_learner=config.batch_size,
         )
         .offline_data(input_="columns", dataset_num_iters_per_learner=steps)
-        .rl_module(model_config={"hidden": config.hidden})
+        .rl_module(model_config={"hidden": config.hidden, "bankruptcy_penalty": config.bankruptcy_penalty})
         .learners(num_learners=config.num_learners, num_gpus_per_learner=config.num_gpus_per_learner)
         .debugging(seed=config.seed, log_level="ERROR")
     )
@@ -89,7 +92,5 @@ def _run(algorithm: DiscreteCQL, state_dim: int, num_actions: int, config: CqlCo
     steps = min(STEPS_PER_ITERATION, config.num_steps)
     for done in range(steps, config.num_steps + steps, steps):
         results = algorithm.train()[LEARNER_RESULTS][DEFAULT_MODULE_ID]
-        progress(
-            min(done, config.num_steps), config.num_steps, {k: float(results[k]) for k in (TD_LOSS, CONSERVATIVE_LOSS)}
-        )
+        progress(min(done, config.num_steps), config.num_steps, {k: float(results[k]) for k in LOSSES})
     return algorithm.q_network(state_dim, config.hidden, num_actions)

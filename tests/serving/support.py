@@ -19,7 +19,7 @@ from seqroute_ray.core.catalog import Catalog, ModelSpec
 from seqroute_ray.core.embedding import DEFAULT_EMBEDDER, unit_rows
 from seqroute_ray.core.estimator import EstimatorConfig, Observations, fit_estimator
 from seqroute_ray.core.mdp import StateLayout
-from seqroute_ray.core.policy import PolicyArtefact, QNetwork
+from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.data.bundled import load_outcomes
 from seqroute_ray.data.sample import DEFAULT_POOL
 from seqroute_ray.serving.api import make_api
@@ -70,8 +70,9 @@ def random_artefact(catalog: Catalog, typical_cost_usd: float = 0.0005, seed: in
         layout=layout,
         estimator=fit_estimator(seen, EstimatorConfig(), catalog.names),
         network=QNetwork(
-            [(weights(layout.state_dim, 16), weights(16)), (weights(16, num_models), weights(num_models))]
+            [(weights(layout.state_dim, 16), weights(16)), (weights(16, 2 * num_models), weights(2 * num_models))]
         ),
+        risk=RiskPrices((0.1, 1.0), (10.0, 1.0)),
     )
 
 

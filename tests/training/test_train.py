@@ -19,8 +19,8 @@ from seqroute_ray.data.relabel import RelabelConfig, RelabelReport, relabel_sess
 from seqroute_ray.evaluation.baselines import QPolicy
 from seqroute_ray.evaluation.replay import ReplayData, replay
 from seqroute_ray.training.config import CqlConfig, TrainConfig
-from seqroute_ray.training.cql import q_network, to_numpy
-from seqroute_ray.training.reader import training_columns
+from seqroute_ray.training.cql import Heads, q_network, to_numpy
+from seqroute_ray.training.reader import BANKRUPT, training_columns
 from seqroute_ray.training.train import algorithm_config, train
 from tests.training.toy_mdp import BUDGET_UNITS, NUM_TURNS, UNIT_USD, ToyMdp, action_values, best_value
 
@@ -50,7 +50,7 @@ def policy(relabeled: RelabelReport, tmp_path_factory: pytest.TempPathFactory) -
 def value_of(artefact: PolicyArtefact) -> float:
     """Mean total quality on fresh sessions of the toy MDP."""
     data = ReplayData.prepare(ToyMdp(2000, seed=7).sessions(), artefact.estimator, artefact.layout)
-    result = replay(QPolicy(artefact.network), data, np.full(2000, to_nusd(BUDGET_UNITS * UNIT_USD)))
+    result = replay(QPolicy(artefact.network, CQL.bankruptcy_penalty), data, np.full(2000, to_nusd(BUDGET_UNITS * UNIT_USD)))
     return float(result.quality.sum() / 2000)
 
 
@@ -99,7 +99,10 @@ def test_a_terminated_row_has_no_future(relabeled: RelabelReport) -> None:
     columns = training_columns(read_dataset(Path(relabeled.out)))
     last = columns[Columns.TERMINATEDS]
     assert last.any()
-    assert (columns[Columns.REWARDS][last & (columns[Columns.REWARDS] < 0)] == -1.0).all()
+    bankrupt = columns[BANKRUPT] == 1
+    assert bankrupt.any()
+    assert last[bankrupt].all()
+    assert (columns[Columns.REWARDS][bankrupt] == 0).all()
     assert columns[Columns.OBS].shape == columns[Columns.NEXT_OBS].shape
 
 
@@ -107,7 +110,8 @@ def test_numpy_and_torch_agree_on_q_values() -> None:
     torch.manual_seed(0)
     network = q_network(23, (64, 32), 5)
     state = torch.randn(1000, 23)
-    np.testing.assert_allclose(to_numpy(network).q_values(state.numpy()), network(state).detach().numpy(), atol=1e-5)
+    ours = to_numpy(network).values(state.numpy()).q_values(penalty=5.0)
+    np.testing.assert_allclose(ours, Heads.of(network(state)).q_values(5.0).detach().numpy(), atol=1e-5)
 
 
 def test_one_remote_learner_trains_as_well(relabeled: RelabelReport, tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Choose the price of a bankruptcy, by budget, on the tune part: how thrifty the policy must be to keep a promise.
+
+At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy`, as long as quality stays
+above the best single model's (less MAX_LOSS); else the highest price that leaves it there. Where no price keeps the
+promise, because the pool has no model cheap enough, the price that gives the most quality is taken.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.money import to_nusd
+from seqroute_ray.core.policy import PolicyArtefact, RiskPrices
+from seqroute_ray.core.sessions import read_sessions
+from seqroute_ray.evaluation.baselines import FixedModel, QPolicy
+from seqroute_ray.evaluation.replay import Policy, ReplayData, replay
+
+PENALTIES = (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0)  # in turns of full quality
+MAX_LOSS = 0.01  # of quality a turn, against the best single model at the budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateConfig:
+    """Risk prices of an artefact. Each field is a flag of `seqroute calibrate`."""
+
+    policy: Path  # artefact folder; its manifest is rewritten
+    sessions: Path  # session Parquet of the tune part, with every model's outcome
+    max_bankruptcy: float = 0.025  # share of sessions, wanted at every budget
+    budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # multiples of the reference cost
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_bankruptcy < 1:
+            raise ConfigError(f"max_bankruptcy must be in (0, 1), got {self.max_bankruptcy}")
+        if not self.budgets or min(self.budgets) <= 0 or list(self.budgets) != sorted(self.budgets):
+            raise ConfigError(f"budgets must be > 0 and rising, got {self.budgets}")
+
+
+def calibrate(config: CalibrateConfig) -> RiskPrices:
+    """Choose the prices and store them in the artefact. Raises DataError, ArtefactError."""
+    artefact = PolicyArtefact.load(config.policy)
+    data = ReplayData.prepare(read_sessions(config.sessions), artefact.estimator, artefact.layout)
+    penalties = tuple(choose_penalty(artefact, data, budget, config.max_bankruptcy) for budget in config.budgets)
+    risk = RiskPrices(config.budgets, penalties)
+    replace(artefact, risk=risk).save(config.policy)
+    return risk
+
+
+def choose_penalty(artefact: PolicyArtefact, data: ReplayData, budget: float, max_bankruptcy: float) -> float:
+    """The price at one budget, in multiples of the reference cost."""
+    budget_nusd = np.full(data.sessions.num_sessions, to_nusd(budget * artefact.layout.reference_cost_usd))
+
+    def outcome(policy: Policy) -> tuple[float, float]:
+        result = replay(policy, data, budget_nusd)
+        return float(result.quality.mean()), float(result.bankrupt.mean())
+
+    floor = max(outcome(FixedModel(a, name))[0] for a, name in enumerate(artefact.catalog.names)) - MAX_LOSS
+    outcomes = {penalty: outcome(QPolicy(artefact.network, penalty)) for penalty in PENALTIES}
+    keeping = [penalty for penalty, (_, bankrupt) in outcomes.items() if bankrupt <= max_bankruptcy]
+    worth_it = [penalty for penalty, (quality, _) in outcomes.items() if quality >= floor]
+    if not keeping or not worth_it:
+        return max(outcomes, key=lambda penalty: outcomes[penalty][0])
+    return keeping[0] if keeping[0] in worth_it else worth_it[-1]
