@@ -27,14 +27,19 @@ class ModelSpec:
     max_output_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("a model needs a name, got an empty one")
+        if not (isinstance(self.name, str) and self.name):
+            raise ConfigError(f"a model needs a name, a text that is not empty; got {self.name!r}")
         for field in ("usd_per_m_input", "usd_per_m_output"):
             price = getattr(self, field)
-            if not (isinstance(price, int | float) and math.isfinite(price) and price >= 0):
+            is_number = isinstance(price, int | float) and not isinstance(price, bool)
+            if not (is_number and math.isfinite(price) and price >= 0):
                 raise ConfigError(
                     f"model {self.name!r}: {field} must be a number >= 0 (USD per million tokens), got {price!r}"
                 )
+        for field in ("max_input_tokens", "max_output_tokens"):
+            limit = getattr(self, field)
+            if limit is not None and not limit > 0:
+                raise ConfigError(f"model {self.name!r}: {field} must be > 0 or absent, got {limit!r}")
 
 
 @dataclass(frozen=True)
@@ -98,4 +103,5 @@ class Catalog:
     @cached_property
     def fingerprint(self) -> str:
         """Short hash of names, order and prices: what a policy's actions and costs mean."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        prices = [(m.name, float(m.usd_per_m_input), float(m.usd_per_m_output)) for m in self.models]
+        return hashlib.sha256(json.dumps(prices).encode()).hexdigest()[:16]

@@ -8,10 +8,12 @@ transitions/part-*.parquet one file a shard of sessions
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -106,7 +108,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(f"{folder}: no finished dataset here (no {MANIFEST}); make one with `seqroute relabel`")
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); relabel again") from error
     if manifest.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"{folder}: dataset format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}"
@@ -117,8 +122,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def read_dataset(folder: Path) -> Dataset:
     """Read a finished dataset. Raises DataError naming the file that is missing or damaged."""
     manifest = read_manifest(folder)
-    turns = pq.read_table(folder / TURNS, columns=["features", "cost_high_usd"])
-    with np.load(folder / ESTIMATOR, allow_pickle=False) as archive:
+    with _naming(folder / TURNS):
+        turns = pq.read_table(folder / TURNS, columns=["features", "cost_high_usd"])
+    with _naming(folder / ESTIMATOR), np.load(folder / ESTIMATOR, allow_pickle=False) as archive:
         estimator = OutcomeEstimator.from_arrays(dict(archive))
 
     def matrix(name: str) -> NDArray[np.float32]:
@@ -137,19 +143,25 @@ def read_dataset(folder: Path) -> Dataset:
     )
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns what reading a missing or cut-off file raises into a DataError that names it."""
+    try:
+        yield
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read ({error}); relabel again") from error
+
+
 def read_shards(folder: Path, shards: Sequence[Mapping[str, Any]]) -> Transitions:
-    """All transitions in shard order. Raises DataError when a shard's rows are not what the manifest says."""
+    """All transitions in shard order. Raises DataError when a shard is not what the manifest says."""
     tables = []
     for shard in shards:
         path = folder / SHARDS / shard["name"]
-        try:
-            table = pq.read_table(path, schema=TRANSITION_SCHEMA)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path}: cannot be read ({error}); relabel again") from error
-        if table.num_rows != shard["num_transitions"]:
-            raise DataError(
-                f"{path}: {table.num_rows} rows, the manifest says {shard['num_transitions']}; relabel again"
-            )
+        with _naming(path):
+            content = path.read_bytes()
+            table = pq.read_table(pa.BufferReader(content), schema=TRANSITION_SCHEMA)
+        if hashlib.sha256(content).hexdigest() != shard["sha256"]:
+            raise DataError(f"{path}: its checksum is not the manifest's; relabel again")
         tables.append(table)
     merged = pa.concat_tables(tables)
     return Transitions(*(merged[field.name].to_numpy() for field in fields(Transitions)))

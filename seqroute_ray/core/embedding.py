@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.errors import ConfigError, SeqRouteError
 
 DEFAULT_EMBEDDER = "wordllama"
 
@@ -65,8 +65,11 @@ class OpenAIEmbedder:
             headers["authorization"] = f"Bearer {key}"
         body = json.dumps({"model": self._model, "input": texts}).encode()
         request = urllib.request.Request(self._url, data=body, headers=headers)  # noqa: S310 - scheme checked above
-        with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310
-            rows = json.load(response)["data"]
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310
+                rows = json.load(response)["data"]
+        except OSError as error:
+            raise SeqRouteError(f"embeddings endpoint {self._url}: {error}; is it up, and the key right?") from error
         ordered = sorted(rows, key=lambda row: int(row["index"]))
         return unit_rows(np.array([row["embedding"] for row in ordered], dtype=np.float32))
 
@@ -76,7 +79,7 @@ def load_embedder(name: str) -> Embedder:
     if name == DEFAULT_EMBEDDER:
         return WordLlamaEmbedder()
     kind, _, rest = name.partition(":")
-    model, _, base_url = rest.partition("@")
+    model, _, base_url = rest.rpartition("@")
     if kind == "openai" and model and base_url:
         return OpenAIEmbedder(model, base_url)
     raise ConfigError(f"unknown embedder {name!r}; use 'wordllama' or 'openai:MODEL@BASE_URL'")

@@ -58,6 +58,10 @@ class OutcomeEstimator:
     log_cost_mean_shift: NDArray[np.float32]  # [K], log E[cost] - E[log cost]
     high_deviations: NDArray[np.float32]  # [K], the high quantile of log cost, in typical deviations
 
+    @property
+    def num_models(self) -> int:
+        return int(self.quality_weights.shape[1])
+
     def predict(self, embedding: NDArray[np.floating]) -> Estimates:
         """Estimates of [N, D] queries. Raises DataError when D is not the fitted dimension."""
         num_dims = self.quality_weights.shape[0] - 1

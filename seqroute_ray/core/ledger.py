@@ -37,6 +37,14 @@ class Ledger(Protocol):
         """The account, made with this budget if it is new; an existing account keeps its own."""
         ...
 
+    def account(self, session_id: str) -> Account:
+        """The account as it is. Raises LedgerError on an unknown session."""
+        ...
+
+    def raise_budget(self, session_id: str, budget_nusd: int) -> Account:
+        """Give the session a larger budget. Raises LedgerError on an unknown session, ConfigError on a smaller one."""
+        ...
+
     def reserve(self, session_id: str, amount_nusd: int) -> str:
         """A reservation id. Raises BudgetExhaustedError when it does not fit, LedgerError on an unknown session."""
         ...

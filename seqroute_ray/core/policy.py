@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -21,12 +22,14 @@ from numpy.typing import NDArray
 
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.catalog import Catalog
-from seqroute_ray.core.errors import ArtefactError
+from seqroute_ray.core.errors import ArtefactError, ConfigError
 from seqroute_ray.core.estimator import OutcomeEstimator
 from seqroute_ray.core.mdp import StateLayout
 
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
+# What reading a cut-off, edited or foreign file raises, in numpy, json and our own constructors.
+DAMAGE = (OSError, EOFError, BadZipFile, KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class QNetwork:
 
     layers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]  # (weight [in, out], bias [out]), first to last
 
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("a network needs at least one layer")
+
     def values(self, state: NDArray[np.float32]) -> Values:
         """[N, state_dim] -> both parts of Q."""
         hidden = state
@@ -65,9 +72,11 @@ class RiskPrices:
     penalties: tuple[float, ...]  # in turns of full quality
 
     def __post_init__(self) -> None:
-        if len(self.budgets) != len(self.penalties) or not self.budgets or list(self.budgets) != sorted(self.budgets):
+        rising = all(low < high for low, high in pairwise((0.0, *self.budgets)))
+        positive = all(penalty > 0 for penalty in self.penalties)
+        if not (self.budgets and rising and positive and len(self.budgets) == len(self.penalties)):
             raise ArtefactError(
-                f"risk prices need one penalty for each rising budget, got {self.budgets}, {self.penalties}"
+                f"risk prices need one penalty > 0 for each budget, rising from 0; got {self.budgets}, {self.penalties}"
             )
 
     def penalty(self, budget: float) -> float:
@@ -160,13 +169,13 @@ class PolicyArtefact:
                 configs=manifest["configs"],
                 data_fingerprint=manifest["data_fingerprint"],
             )
-        except (OSError, KeyError, ValueError, BadZipFile) as error:
-            raise ArtefactError(f"{folder}: the artefact is damaged ({error}); train it again") from error
+        except DAMAGE as error:
+            raise ArtefactError(f"{folder}: the artefact is damaged ({error!r}); train it again") from error
         artefact._check(folder, manifest, expect)
         return artefact
 
     def _check(self, folder: Path, manifest: dict[str, Any], expect: Catalog | None) -> None:
-        if self.catalog.fingerprint != manifest["catalog_fingerprint"]:
+        if self.catalog.fingerprint != manifest.get("catalog_fingerprint"):
             raise ArtefactError(f"{folder}: the catalog was edited after training (fingerprint differs); train again")
         if expect is not None and expect.fingerprint != self.catalog.fingerprint:
             raise ArtefactError(
@@ -175,11 +184,17 @@ class PolicyArtefact:
             )
         num_models, width_in = len(self.catalog), self.network.layers[0][0].shape[0]
         width_out = self.network.layers[-1][0].shape[1]
+        if self.estimator.num_models != num_models:
+            raise ArtefactError(
+                f"{folder}: an estimator of {self.estimator.num_models} models in a pool of {num_models}; train again"
+            )
         if (width_in, width_out, self.layout.num_models) != (self.layout.state_dim, 2 * num_models, num_models):
             raise ArtefactError(
                 f"{folder}: the network maps {width_in} -> {width_out} but the layout says {self.layout.state_dim} -> "
                 f"{2 * num_models}; the folder mixes two artefacts"
             )
+        if self.version != manifest.get("version"):
+            raise ArtefactError(f"{folder}: {WEIGHTS} is not the one that {MANIFEST} was written for; train again")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -188,8 +203,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtefactError(f"{folder}: no {MANIFEST} here; make an artefact with `seqroute train`")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even UTF-8
         raise ArtefactError(f"{path}: not JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise ArtefactError(f"{path}: must hold a JSON object, got {type(manifest).__name__}")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ArtefactError(
             f"{folder}: artefact format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}; "

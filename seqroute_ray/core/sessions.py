@@ -81,11 +81,13 @@ class Sessions:
         )
 
     def of_part(self, part: str) -> "Sessions":
-        """Sessions of one part. Raises DataError when there are none."""
-        mask = self.part == part
-        if not mask.any():
-            raise DataError(f"no session of part {part!r}; parts here: {sorted(set(self.part.tolist()))}")
-        return self.take(mask)
+        """Sessions of one part; all of them when none names a part. Raises DataError when there are none."""
+        named = set(self.part.tolist()) - {""}
+        if not named:
+            return self
+        if part not in named:
+            raise DataError(f"no session of part {part!r} here, only of {', '.join(sorted(named))}")
+        return self.take(self.part == part)
 
 
 _TURN_COLUMNS = (

@@ -24,7 +24,8 @@ PARTS = ("fit", "tune", "test")
 def make_catalog(source: Path) -> Catalog:
     rows = pq.read_table(source / "pool2024_models.parquet").drop_columns(["price_key", "price_match"])
     rows = rows.rename_columns(["name", *rows.column_names[1:]])
-    return Catalog.from_json(rows.to_pylist())
+    prices = ("usd_per_m_input", "usd_per_m_output")  # rounded: 0.99, not 0.9900000000000001
+    return Catalog.from_json({**row, **{name: round(row[name], 6) for name in prices}} for row in rows.to_pylist())
 
 
 def make_queries(source: Path, catalog: Catalog, part_by_query: dict[str, str]) -> pa.Table:

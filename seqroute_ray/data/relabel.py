@@ -27,9 +27,10 @@ from seqroute_ray.core.mdp import (
     turn_features,
 )
 from seqroute_ray.core.money import to_usd
-from seqroute_ray.core.sessions import Sessions, read_sessions
+from seqroute_ray.core.sessions import Sessions, read_sessions, write_sessions
 
 logger = logging.getLogger(__name__)
+FIT_SESSIONS = "sessions.parquet"  # in the dataset: the sessions it was made of
 Progress = Callable[[int, int], None]  # (shards done, shards in all)
 
 
@@ -37,7 +38,7 @@ Progress = Callable[[int, int], None]  # (shards done, shards in all)
 class RelabelConfig:
     """From a session file to a dataset. Each field is a flag of `seqroute relabel`."""
 
-    sessions: Path  # session Parquet, of the fit part
+    sessions: Path  # session Parquet; its fit part is used, or all of it when it names no parts
     out: Path  # folder of the dataset; must not hold one yet
     hbr: HbrConfig = field(default_factory=HbrConfig)
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
@@ -60,12 +61,13 @@ def relabel_sessions(config: RelabelConfig, progress: Progress = lambda _done, _
     """Make the dataset. Ray must be initialised. Raises DataError, ConfigError."""
     if (config.out / ds.MANIFEST).exists():
         raise DataError(f"{config.out}: holds a finished dataset already; choose another folder or delete it")
-    sessions = read_sessions(config.sessions)
+    sessions = read_sessions(config.sessions).of_part("fit")
     if config.hbr.paths != "logged" and not sessions.has_outcomes:
         raise DataError(
             f"{config.sessions}: paths={config.hbr.paths} needs every model's outcome of every turn; use paths=logged"
         )
     (config.out / ds.SHARDS).mkdir(parents=True, exist_ok=True)
+    write_sessions(sessions, config.out / FIT_SESSIONS)
     layout = write_turn_table(sessions, config)
     shards = relabel_shards(config, layout.reference_cost_usd, progress)
     fingerprint = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
@@ -121,7 +123,7 @@ def relabel_shards(config: RelabelConfig, reference_usd: float, progress: Progre
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` tells the caller
-    tasks = shard_tasks(config.sessions)
+    tasks = shard_tasks(config.out / FIT_SESSIONS)
 
     def work(task: dict[str, Any]) -> dict[str, Any]:
         return relabel_shard(config, reference_usd, task)
@@ -147,7 +149,7 @@ def relabel_shard(config: RelabelConfig, reference_usd: float, task: dict[str, A
     """One Ray Data row: read the sessions, relabel, write the shard, describe it."""
     import ray
 
-    sessions = read_sessions(config.sessions, [task["shard"]])
+    sessions = read_sessions(config.out / FIT_SESSIONS, [task["shard"]])
     transitions = relabel(sessions, task["first_turn_row"], reference_usd, config.hbr)
     name = f"part-{task['shard']:05d}.parquet"
     return {

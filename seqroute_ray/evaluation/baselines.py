@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from seqroute_ray.core.arrays import FloatArray, IntArray
+from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.mdp import affordable, encode_state
 from seqroute_ray.core.policy import QNetwork, lambda_greedy
 from seqroute_ray.core.sessions import Sessions
@@ -57,14 +57,10 @@ class SourceTable:
 
     @classmethod
     def fit(cls, sessions: Sessions, quality: NDArray[np.floating], cost_usd: NDArray[np.floating]) -> "SourceTable":
-        """From [N, K] outcomes, NaN where not measured."""
+        """From [N, K] outcomes, NaN where not measured; a pair never measured gets the model's mean over all types."""
         names = tuple(np.unique(sessions.source).tolist())
         rows = [sessions.source == name for name in names]
-        return cls(
-            names,
-            np.stack([np.nanmean(quality[mask], axis=0) for mask in rows]),
-            np.stack([np.nanmean(cost_usd[mask], axis=0) for mask in rows]),
-        )
+        return cls(names, _means(quality, rows), _means(cost_usd, rows))
 
     def act(self, data: ReplayData, turns: Turns) -> IntArray:
         position = {name: i for i, name in enumerate(self.sources)}
@@ -75,6 +71,16 @@ class SourceTable:
             [position.get(name, unseen) for name in data.sessions.source[turns.row].tolist()], dtype=np.int64
         )
         return even_split(quality[types], cost_usd[types], data, turns)
+
+
+def _means(values: NDArray[np.floating], rows: list[BoolArray]) -> FloatArray:
+    """[R, K] means of the finite values of each set of rows; the column's mean where a set has none."""
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0.0)
+    overall = filled.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    total = np.stack([filled[mask].sum(axis=0) for mask in rows])
+    count = np.stack([known[mask].sum(axis=0) for mask in rows])
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), overall))
 
 
 def even_split(worth: FloatArray, cost_usd: FloatArray, data: ReplayData, turns: Turns) -> IntArray:

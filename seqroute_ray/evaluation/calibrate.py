@@ -26,7 +26,7 @@ class CalibrateConfig:
     """Risk prices of an artefact. Each field is a flag of `seqroute calibrate`."""
 
     policy: Path  # artefact folder; its manifest is rewritten
-    sessions: Path  # session Parquet of the tune part, with every model's outcome
+    sessions: Path  # session Parquet; its tune part is used, or all when it names no parts; with every model's outcome
     max_bankruptcy: float = 0.025  # share of sessions, wanted at every budget
     budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # multiples of the reference cost
 
@@ -40,7 +40,8 @@ class CalibrateConfig:
 def calibrate(config: CalibrateConfig) -> RiskPrices:
     """Choose the prices and store them in the artefact. Raises DataError, ArtefactError."""
     artefact = PolicyArtefact.load(config.policy)
-    data = ReplayData.prepare(read_sessions(config.sessions), artefact.estimator, artefact.layout)
+    sessions = read_sessions(config.sessions).of_part("tune")
+    data = ReplayData.prepare(sessions, artefact.estimator, artefact.layout)
     penalties = tuple(choose_penalty(artefact, data, budget, config.max_bankruptcy) for budget in config.budgets)
     risk = RiskPrices(config.budgets, penalties)
     replace(artefact, risk=risk).save(config.policy)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from seqroute_ray.core.errors import ConfigError
 
@@ -13,8 +14,9 @@ class EvaluateConfig:
     """Replay on sessions with outcomes. Each field is a flag of `seqroute evaluate`."""
 
     policy: Path  # artefact folder
-    sessions: Path  # held-out session Parquet, with every model's outcome
+    sessions: Path  # session Parquet; its `part` is used, or all when it names no parts; with every model's outcome
     out: Path  # folder of report.json and report.html
+    part: Literal["tune", "test"] = "test"  # test is for the last word, tune for choosing
     fit_sessions: Path | None = None  # what the policy learned from: for the table by source
     cloning: Path | None = None  # artefact of behaviour cloning, to compare with
     budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # multiples of the artefact's reference cost
@@ -23,9 +25,11 @@ class EvaluateConfig:
     seed: int = 0  # of the random policy and the bootstrap
 
     def __post_init__(self) -> None:
-        if not self.budgets or any(not budget > 0 for budget in self.budgets):
-            raise ConfigError(f"budgets must be > 0, got {self.budgets}")
+        if not self.budgets or any(not 0 < budget < float("inf") for budget in self.budgets):
+            raise ConfigError(f"budgets must be > 0 and finite, got {self.budgets}")
         if any(not 0 <= value < float("inf") for value in self.lambdas_per_usd):
             raise ConfigError(f"lambdas_per_usd must be finite and >= 0, got {self.lambdas_per_usd}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be >= 0, got {self.seed}")
         if self.num_replicates < 100:
             raise ConfigError(f"num_replicates must be at least 100 for a 95 % interval, got {self.num_replicates}")

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,8 @@ class Contestant:
 def evaluate(config: EvaluateConfig, progress: Progress = lambda _done, _total: None) -> dict[str, Any]:
     """Replay, measure, write both reports; returns the content of report.json. Raises DataError, ArtefactError."""
     artefact = PolicyArtefact.load(config.policy)
-    sessions = read_sessions(config.sessions)
-    if sessions.catalog.fingerprint != artefact.catalog.fingerprint:
-        raise DataError(
-            f"{config.sessions}: pool {', '.join(sessions.catalog.names)} or its prices differ from the policy's "
-            f"({', '.join(artefact.catalog.names)})"
-        )
+    sessions = read_sessions(config.sessions).of_part(config.part)
+    check_pool(sessions, artefact, config.sessions)
     data = ReplayData.prepare(sessions, artefact.estimator, artefact.layout)
     replicates = question_replicates(sessions, config.num_replicates, config.seed)
     people = contestants(config, artefact, data)
@@ -68,16 +65,28 @@ def evaluate(config: EvaluateConfig, progress: Progress = lambda _done, _total: 
     return report
 
 
+def check_pool(sessions: Sessions, artefact: PolicyArtefact, path: Path) -> None:
+    """Raises DataError when the sessions are of another pool, order or prices than the policy."""
+    if sessions.catalog.fingerprint != artefact.catalog.fingerprint:
+        raise DataError(
+            f"{path}: pool {', '.join(sessions.catalog.names)} or its prices differ from the policy's "
+            f"({', '.join(artefact.catalog.names)})"
+        )
+
+
 def contestants(config: EvaluateConfig, artefact: PolicyArtefact, data: ReplayData) -> list[Contestant]:
     """Every policy of the report; baselines first, the oracle last."""
     policies: list[Policy] = [FixedModel(action, f"only {name}") for action, name in enumerate(artefact.catalog.names)]
     policies.append(RandomModel(config.seed))
     policies.append(BudgetHeuristic(np.array(artefact.configs["mean_cost_usd"])))
     if config.fit_sessions is not None:
-        fit = read_sessions(config.fit_sessions)
+        fit = read_sessions(config.fit_sessions).of_part("fit")
+        check_pool(fit, artefact, config.fit_sessions)
         policies.append(SourceTable.fit(fit, *observed_outcomes(fit)))
     if config.cloning is not None:
         cloning = PolicyArtefact.load(config.cloning, expect=artefact.catalog)
+        if cloning.data_fingerprint != artefact.data_fingerprint:
+            raise DataError(f"{config.cloning}: learned from another dataset than {config.policy}; train both on one")
         policies.append(QPolicy(cloning.network, cloning.risk.penalties[0], name=CLONING))
     people = [Contestant(policy.name, _replayer(policy, data)) for policy in policies]
     lambdas = config.lambdas_per_usd or tuple(x / artefact.layout.reference_cost_usd for x in LAMBDA_GRID)

@@ -65,7 +65,7 @@ class Measured:
     cost_ci: Interval
     bankruptcy_rate: float  # share of sessions
     bankruptcy_ci: Interval
-    model_share: FloatArray  # [K] of served turns
+    model_share: FloatArray  # [K] of the turns that were decided, bankrupting ones included
     quality_replicates: FloatArray  # [R]
 
 

@@ -31,7 +31,8 @@ MODEL_COLOURS = ("#bdd7e7", "#6baed6", "#2171b5", "#08306b", "#54278f", "#9e9ac8
 def svg(figure: Figure) -> str:
     """The figure as an <svg> element, without XML prologue or date."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    with plt.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
@@ -89,9 +90,11 @@ def frontier(report: Report) -> Figure:
         # The frame follows the policies that serve their sessions: a strong model alone falls to 0 at tight budgets.
         served = [r for r in report["rows"] if r["policy"] in ("cql", "oracle")]
         worst, best = min(r["quality"] for r in served), max(r["quality"] for r in served)
+        axes.set(ylim=(worst - 0.1, best + 0.03))
         costs = [1e3 * r["cost_usd_per_turn"] for r in report["rows"] if r["quality"] >= worst - 0.1]
-        axes.set(ylim=(worst - 0.1, best + 0.03), xlim=(0.8 * min(costs), 1.3 * max(costs)))
-        axes.set(xscale="log", xlabel="cost a turn, thousandths of a US dollar (log)", ylabel="quality a turn")
+        if paid := [cost for cost in costs if cost > 0]:  # a pool of free models has no cost axis
+            axes.set(xscale="log", xlim=(0.8 * min(paid), 1.3 * max(paid)))
+        axes.set(xlabel="cost a turn, thousandths of a US dollar (log)", ylabel="quality a turn")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         return figure
 

@@ -1,4 +1,4 @@
-"""report.json as a page: figures and tables in one HTML file without scripts or links."""
+"""report.json as a page: figures and tables in one HTML file without scripts or links; the main figure also alone."""
 
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,7 @@ TEMPLATE = "report.html.jinja"
 
 
 def write_html(report: dict[str, Any], path: Path) -> None:
-    """Render the report to `path`."""
+    """Render the report to `path`, and its main figure to frontier.svg beside it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("seqroute_ray.evaluation", "."),
         autoescape=True,
@@ -24,12 +24,14 @@ def write_html(report: dict[str, Any], path: Path) -> None:
     by_budget = groupby(
         sorted(report["rows"], key=lambda row: float(row["budget_usd"])), key=lambda row: row["budget_usd"]
     )
+    frontier = plots.svg(plots.frontier(report))
+    path.with_name("frontier.svg").write_text(frontier)
     page = environment.get_template(TEMPLATE).render(
         header=report["header"],
         verdicts=report["verdicts"],
         by_budget=[(budget, list(rows)) for budget, rows in by_budget],
         # Our own SVG, text escaped by matplotlib.
-        frontier=Markup(plots.svg(plots.frontier(report))),  # noqa: S704
+        frontier=Markup(frontier),  # noqa: S704
         bankruptcy=Markup(plots.svg(plots.bankruptcy(report))),  # noqa: S704
         model_shares=Markup(plots.svg(plots.model_shares(report))),  # noqa: S704
     )

@@ -110,15 +110,21 @@ def test_the_high_quantile_covers_its_share_of_easy_and_of_runaway_queries(quant
             assert covered[queries, k].mean() == pytest.approx(quantile, abs=0.03)
 
 
+def coverage_after_few_observations(seed: int, num_rows: int = 300, num_dims: int = 64) -> float:
+    """Share of fresh queries below the high quantile of an estimator fitted on few rows."""
+    rng = np.random.default_rng(seed)
+    embedding = unit_rows(rng.normal(size=(num_rows + 5000, num_dims)))
+    log_cost = -6 + embedding[:, :1] + 0.3 * rng.normal(size=(len(embedding), 1))
+    quality = rng.integers(0, 2, size=(num_rows, 1)).astype(np.float64)
+    names = np.arange(num_rows).astype(np.str_)
+    seen = Observations(embedding[:num_rows], quality, log_cost[:num_rows], names)
+    high_usd = fit_estimator(seen, EstimatorConfig(), ("m",)).predict(embedding[num_rows:]).cost_high_usd
+    return float(np.mean(np.exp(log_cost[num_rows:]) <= high_usd))
+
+
 def test_the_high_quantile_covers_fresh_queries_also_after_few_observations_of_many_numbers() -> None:
-    # In-sample residuals of 65 weights on 300 rows would cover far less.
-    rng = np.random.default_rng(0)
-    embedding = unit_rows(rng.normal(size=(10_300, 64)))
-    log_cost = -6 + embedding[:, :1] + 0.3 * rng.normal(size=(10_300, 1))
-    quality = rng.integers(0, 2, size=(10_300, 1)).astype(np.float64)
-    seen = Observations(embedding[:300], quality[:300], log_cost[:300], np.arange(300).astype(np.str_))
-    high_usd = fit_estimator(seen, EstimatorConfig(), ("m",)).predict(embedding[300:]).cost_high_usd
-    assert 0.91 < np.mean(np.exp(log_cost[300:]) <= high_usd) < 0.99
+    # In-sample residuals of 65 weights on 300 rows would cover 89 % only.
+    assert 0.91 < np.mean([coverage_after_few_observations(seed) for seed in range(6)]) < 0.97
 
 
 def with_other_outcomes(sessions: Sessions, rows: NDArray[np.bool_]) -> Sessions:

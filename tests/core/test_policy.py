@@ -81,6 +81,15 @@ def mix_with_a_wider_pool(folder: Path) -> None:
     (folder / "other" / WEIGHTS).replace(folder / WEIGHTS)
 
 
+def write_a_list(folder: Path) -> None:
+    (folder / MANIFEST).write_text("[]")
+
+
+def mix_with_a_twin(folder: Path) -> None:
+    make_artefact(seed=9).save(folder / "other")
+    (folder / "other" / WEIGHTS).replace(folder / WEIGHTS)
+
+
 def cut_weights(num_bytes: int) -> Callable[[Path], None]:
     def cut(folder: Path) -> None:
         (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:num_bytes])
@@ -100,8 +109,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "newer format": (edit_manifest(format_version=2), "artefact format 2, this version reads 1; train again"),
     "no format": (edit_manifest(format_version=None), "artefact format None, this version reads 1"),
     "edited price": (edit_a_price, "the catalog was edited after training"),
-    "weights of a wider pool": (mix_with_a_wider_pool, "the network maps 30 -> 6 .* mixes two artefacts"),
+    "weights of a wider pool": (mix_with_a_wider_pool, "an estimator of 3 models in a pool of 2"),
     "layout of another pool": (edit_manifest(layout=make_layout(3).to_json()), "but the layout says 30 -> 4"),
+    "empty weights": (cut_weights(0), "the artefact is damaged"),
+    "no layers": (edit_manifest(num_layers=0), "the artefact is damaged .*at least one layer"),
+    "no fingerprint": (edit_manifest(catalog_fingerprint=None), "the catalog was edited after training"),
+    "a list": (write_a_list, "must hold a JSON object, got list"),
+    "another's weights": (mix_with_a_twin, "weights.npz is not the one that manifest.json was written for"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "the artefact is damaged .* train it again"),
     "half of the weights": (cut_weights(700), "the artefact is damaged"),
     "weights without their end": (cut_weights(-30), "the artefact is damaged"),
@@ -181,11 +195,14 @@ def test_risk_prices_are_interpolated_in_logarithms_and_constant_beyond_their_en
     assert artefact.penalty(0.1**0.5 * artefact.layout.reference_cost_usd) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize(("budgets", "penalties"), [((), ()), ((0.1,), (1.0, 2.0)), ((1.0, 0.1), (1.0, 2.0))])
+@pytest.mark.parametrize(
+    ("budgets", "penalties"),
+    [((), ()), ((0.1,), (1.0, 2.0)), ((1.0, 0.1), (1.0, 2.0)), ((0.1, 0.1), (1.0, 2.0)), ((1.0,), (0.0,))],
+)
 def test_risk_prices_need_one_penalty_for_each_rising_budget(
     budgets: tuple[float, ...], penalties: tuple[float, ...]
 ) -> None:
-    with pytest.raises(ArtefactError, match="one penalty for each rising budget"):
+    with pytest.raises(ArtefactError, match="one penalty > 0 for each budget, rising"):
         RiskPrices(budgets, penalties)
 
 

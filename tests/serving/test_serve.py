@@ -42,9 +42,9 @@ def test_ray_serve_routes_a_session_over_http(tmp_path: Path) -> None:
     fields = settings(tmp_path, random_artefact(trio()), f"http://127.0.0.1:{free_port()}/v1")
     config = ServeConfig(config=write_settings(tmp_path, fields), port=free_port(), replay_upstream=True)
     with running_server(config) as base_url:
-        client = Client(base_url, {"x-session-id": "s", "x-session-budget-usd": "0.005"})
+        client = Client(base_url, {"x-session-id": "s", "x-session-budget-usd": "0.05"})
         replies = [client.chat(question) for question in QUESTIONS[:3]]
-        assert [reply.status for reply in replies] == [200, 200, 200]
+        assert [reply.status for reply in replies] == [200, 200, 200], [reply.body for reply in replies]
         session = client.get("/v1/sessions/s").body
         crowd = client.with_headers(x_session_id="crowd").chats([QUESTIONS[0]] * 40, max_tokens=20)
         crowd_session = client.get("/v1/sessions/crowd").body

@@ -26,7 +26,8 @@ from tests.training.toy_mdp import BUDGET_UNITS, NUM_TURNS, UNIT_USD, ToyMdp, ac
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-CQL = CqlConfig(hidden=(64, 64), num_steps=1500, batch_size=512)
+# The optimum counts quality alone, so a bankruptcy costs no more here than the turns it loses.
+CQL = CqlConfig(hidden=(64, 64), num_steps=1500, batch_size=512, bankruptcy_penalty=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,9 @@ def policy(relabeled: RelabelReport, tmp_path_factory: pytest.TempPathFactory) -
 def value_of(artefact: PolicyArtefact) -> float:
     """Mean total quality on fresh sessions of the toy MDP."""
     data = ReplayData.prepare(ToyMdp(2000, seed=7).sessions(), artefact.estimator, artefact.layout)
-    result = replay(QPolicy(artefact.network, CQL.bankruptcy_penalty), data, np.full(2000, to_nusd(BUDGET_UNITS * UNIT_USD)))
+    result = replay(
+        QPolicy(artefact.network, CQL.bankruptcy_penalty), data, np.full(2000, to_nusd(BUDGET_UNITS * UNIT_USD))
+    )
     return float(result.quality.sum() / 2000)
 
 

@@ -1,0 +1,85 @@
+"""The price of a bankruptcy: the promise is kept where the pool can keep it, and not at any price."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.money import to_nusd
+from seqroute_ray.core.policy import PolicyArtefact, RiskPrices
+from seqroute_ray.core.sessions import Sessions, write_sessions
+from seqroute_ray.evaluation.baselines import FixedModel, QPolicy
+from seqroute_ray.evaluation.calibrate import MAX_LOSS, PENALTIES, CalibrateConfig, calibrate
+from seqroute_ray.evaluation.replay import ReplayData, replay
+from tests.support import make_artefact, make_sessions
+
+BUDGETS = (0.2, 0.5, 1.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def sessions() -> Sessions:
+    return make_sessions(np.random.default_rng(1).integers(2, 7, 200).tolist())
+
+
+@pytest.fixture
+def config(sessions: Sessions, tmp_path: Path) -> CalibrateConfig:
+    write_sessions(Sessions(**{**vars(sessions), "part": np.full(200, "tune")}), tmp_path / "tune.parquet")
+    make_artefact().save(tmp_path / "policy")
+    return CalibrateConfig(policy=tmp_path / "policy", sessions=tmp_path / "tune.parquet", budgets=BUDGETS)
+
+
+def outcomes(sessions: Sessions, budget: float) -> tuple[float, dict[float, tuple[float, float]]]:
+    """Quality of the best single model, and (quality, bankruptcies) by penalty, replayed here."""
+    artefact = make_artefact()
+    data = ReplayData.prepare(sessions, artefact.estimator, artefact.layout)
+    budget_nusd = np.full(200, to_nusd(budget * artefact.layout.reference_cost_usd))
+    single = max(float(replay(FixedModel(a, ""), data, budget_nusd).quality.mean()) for a in range(2))
+    by_penalty = {}
+    for penalty in PENALTIES:
+        result = replay(QPolicy(artefact.network, penalty), data, budget_nusd)
+        by_penalty[penalty] = (float(result.quality.mean()), float(result.bankrupt.mean()))
+    return single, by_penalty
+
+
+def test_each_price_follows_the_rule(config: CalibrateConfig, sessions: Sessions) -> None:
+    risk = calibrate(config)
+    for budget, chosen in zip(risk.budgets, risk.penalties, strict=True):
+        single, by_penalty = outcomes(sessions, budget)
+        keeping = [p for p in PENALTIES if by_penalty[p][1] <= config.max_bankruptcy]
+        good = [p for p in PENALTIES if by_penalty[p][0] >= single - MAX_LOSS]
+        if keeping and good:
+            assert chosen in good
+            assert chosen == min(keeping) or min(keeping) not in good
+        else:
+            assert by_penalty[chosen][0] == max(quality for quality, _ in by_penalty.values())
+
+
+def test_the_prices_are_stored_and_the_version_changes(config: CalibrateConfig) -> None:
+    before = PolicyArtefact.load(config.policy)
+    risk = calibrate(config)
+    after = PolicyArtefact.load(config.policy)
+    assert after.risk == risk
+    assert after.version != before.version
+    usd = after.layout.reference_cost_usd
+    assert [after.penalty(b * usd) for b in BUDGETS] == pytest.approx(list(risk.penalties))
+
+
+def test_between_two_budgets_the_price_is_between_theirs() -> None:
+    risk = RiskPrices((0.1, 1.0), (20.0, 5.0))
+    assert risk.penalty(0.01) == pytest.approx(20.0)
+    assert risk.penalty(0.1**0.5) == pytest.approx(10.0)  # the middle of both logarithms
+    assert risk.penalty(7.0) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"max_bankruptcy": 0.0}, r"max_bankruptcy must be in \(0, 1\), got 0.0"),
+        ({"budgets": (1.0, 0.5)}, "budgets must be > 0 and rising"),
+        ({"budgets": ()}, "budgets must be > 0 and rising"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        CalibrateConfig(policy=Path("p"), sessions=Path("s"), **fields)  # type: ignore[arg-type]
