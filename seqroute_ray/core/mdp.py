@@ -41,10 +41,14 @@ class StateLayout:
         if not self.expected_turns_left:
             raise ConfigError("expected_turns_left needs at least one turn")
 
+    @staticmethod
+    def features_of(num_models: int) -> int:
+        """Width of turn_features, the first entries of a state."""
+        return 6 * num_models
+
     @property
     def num_features(self) -> int:
-        """Width of turn_features."""
-        return 6 * self.num_models
+        return self.features_of(self.num_models)
 
     @property
     def state_dim(self) -> int:

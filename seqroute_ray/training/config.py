@@ -14,6 +14,9 @@ class CqlConfig:
     cql_alpha: float = 0.01  # weight of the conservative term; 0 is double DQN
     td_weight: float = 1.0  # weight of the TD loss; 0 is behaviour cloning
     bankruptcy_penalty: float = 5.0  # in turns of full quality, > 0; decisions may use another, see `calibrate`
+    feature_noise: float = (
+        0.3  # standard deviation of noise on the estimates in a state, against learning queries by heart
+    )
     gamma: float = 1.0  # discount per turn: a session's turns count alike
     lr: float = 1e-3  # of Adam at the start; falls linearly to 0
     batch_size: int = 2048  # transitions a step and learner
@@ -35,6 +38,8 @@ class CqlConfig:
         for name in ("lr", "batch_size", "num_steps", "bankruptcy_penalty"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
+        if not 0 <= self.feature_noise < float("inf"):
+            raise ConfigError(f"feature_noise must be finite and >= 0, got {self.feature_noise}")
         if self.num_learners < 0 or self.num_gpus_per_learner < 0:
             raise ConfigError(
                 f"num_learners, num_gpus_per_learner must be >= 0, got {self.num_learners}, {self.num_gpus_per_learner}"

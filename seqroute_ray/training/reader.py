@@ -22,7 +22,7 @@ from seqroute_ray.core.money import to_usd
 BANKRUPT = "bankrupt"  # [N]
 NEXT_ALLOWED = "next_allowed"  # [N, A] models that the money left can pay for in the next state
 
-TrainingColumns = dict[str, NDArray[Any]]
+TrainingColumns = dict[str, NDArray[Any]]  # the first layout.num_features entries of a state are estimates
 
 
 def training_columns(dataset: Dataset) -> TrainingColumns:

@@ -32,11 +32,18 @@ QUALITY_LOSS, BANKRUPTCY_LOSS, CONSERVATIVE_LOSS = "quality_loss", "bankruptcy_l
 
 
 class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
-    """A Q-network and its target; `model_config` holds `hidden` (widths) and `bankruptcy_penalty`."""
+    """A Q-network and its target; `model_config` holds the fields that `setup` reads."""
 
     def setup(self) -> None:
         super().setup()
-        self.network = q_network(self.observation_space.shape[0], self.model_config["hidden"], int(self.action_space.n))
+        settings = self.model_config
+        self.network = q_network(self.observation_space.shape[0], settings["hidden"], int(self.action_space.n))
+        self.bankruptcy_penalty = settings["bankruptcy_penalty"]
+        # Standard deviation of the noise on each state entry: the same few thousand queries come back under thousands
+        # of budgets, and a network that knows them by heart plans on their outcomes instead of on the estimates.
+        noise = torch.zeros(self.observation_space.shape[0])
+        noise[: settings["num_features"]] = settings["feature_noise"]
+        self.register_buffer("noise", noise, persistent=False)
 
     def compute_q_values(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {QF_PREDS: self.network(batch[Columns.OBS])}
@@ -54,14 +61,16 @@ class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
         return {QF_PREDS: self.target_network(batch[Columns.OBS])}
 
     def _forward(self, batch: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
-        penalty = self.model_config["bankruptcy_penalty"]
-        return {Columns.ACTIONS: Heads.of(self.network(batch[Columns.OBS])).q_values(penalty).argmax(dim=1)}
+        heads = Heads.of(self.network(batch[Columns.OBS]))
+        return {Columns.ACTIONS: heads.q_values(self.bankruptcy_penalty).argmax(dim=1)}
 
     def _forward_train(self, batch: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
+        state, next_state = batch[Columns.OBS], batch[Columns.NEXT_OBS]
+        noise = torch.randn_like(state) * self.noise
         with torch.no_grad():  # gradients flow through the present state only
-            next_q = self.network(batch[Columns.NEXT_OBS])
-            next_q_target = self.target_network(batch[Columns.NEXT_OBS])
-        return {**self.compute_q_values(batch), QF_NEXT_PREDS: next_q, QF_TARGET_NEXT_PREDS: next_q_target}
+            next_q = self.network(next_state + noise)
+            next_q_target = self.target_network(next_state + noise)
+        return {QF_PREDS: self.network(state + noise), QF_NEXT_PREDS: next_q, QF_TARGET_NEXT_PREDS: next_q_target}
 
 
 class DiscreteCQLLearner(DQNTorchLearner):

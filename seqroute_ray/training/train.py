@@ -12,6 +12,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from seqroute_ray.core.dataset import Dataset, read_dataset
+from seqroute_ray.core.mdp import StateLayout
 from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.training.config import CqlConfig, TrainConfig
 from seqroute_ray.training.reader import TrainingColumns, training_columns
@@ -70,7 +71,14 @@ def algorithm_config(columns: TrainingColumns, config: CqlConfig) -> DiscreteCQL
             train_batch_size_per_learner=config.batch_size,
         )
         .offline_data(input_="columns", dataset_num_iters_per_learner=steps)
-        .rl_module(model_config={"hidden": config.hidden, "bankruptcy_penalty": config.bankruptcy_penalty})
+        .rl_module(
+            model_config={
+                "hidden": config.hidden,
+                "bankruptcy_penalty": config.bankruptcy_penalty,
+                "feature_noise": config.feature_noise,
+                "num_features": StateLayout.features_of(num_actions),
+            }
+        )
         .learners(num_learners=config.num_learners, num_gpus_per_learner=config.num_gpus_per_learner)
         .debugging(seed=config.seed, log_level="ERROR")
     )
