@@ -73,6 +73,7 @@ def summary(reports: list[Report]) -> Report:
         "quality": np.round([[row["quality"] for row in rows] for rows in cql], 4).tolist(),
         "cost_usd_per_turn": np.round([[row["cost_usd_per_turn"] for row in rows] for rows in cql], 7).tolist(),
         "bankruptcy_rate": np.round([[row["bankruptcy_rate"] for row in rows] for rows in cql], 4).tolist(),
+        "bankruptcy_ci": np.round([[row["bankruptcy_ci"] for row in rows] for rows in cql], 4).tolist(),
         "best_simple": [v["best_simple"] for v in verdicts[0]],
         "difference": np.round([[v["quality_difference"] for v in row] for row in verdicts], 4).tolist(),
         "difference_ci": np.round([[v["difference_ci"] for v in row] for row in verdicts], 4).tolist(),

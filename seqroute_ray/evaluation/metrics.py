@@ -85,7 +85,7 @@ def measure(result: ReplayResult, sessions: Sessions, replicates: Replicates) ->
         cost_usd_per_turn=float(cost_usd.sum() / turns.sum()),
         cost_ci=interval(replicates.ratio(cost_usd, turns)),
         bankruptcy_rate=float(bankrupt.mean()),
-        bankruptcy_ci=interval(replicates.ratio(bankrupt, ones)),
+        bankruptcy_ci=interval(np.clip(replicates.ratio(bankrupt, ones), 0, 1)),  # first-order weights may overshoot
         model_share=share,
         quality_replicates=quality_replicates,
     )
