@@ -64,7 +64,7 @@ def fast_errors(sessions: Sessions, artefact: PolicyArtefact, budget: float, see
     result = replay(QPolicy(artefact.network, artefact.risk.penalty(budget)), data, budget_nusd)
     policy = measure(result, sessions, weights)
     single = measure(replay(FixedModel(1, "second"), data, budget_nusd), sessions, weights)
-    bankrupt = weights.ratio(result.bankrupt.astype(np.float64), np.ones(sessions.num_sessions))
+    bankrupt = weights.rate(result.bankrupting)
     difference = policy.quality_replicates - single.quality_replicates
     return [float(np.std(values)) for values in (policy.quality_replicates, bankrupt, difference)]
 

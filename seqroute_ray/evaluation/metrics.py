@@ -1,12 +1,13 @@
 """Figures of a replay, with intervals that resample questions.
 
 Sessions reuse questions, so resampling sessions alone gives intervals several times too narrow. Each bootstrap
-replicate draws the questions of every source with replacement; a session then counts 1 + sum over its turns of
-(draws of the turn's question - 1): the first-order weight of a statistic of several questions. All policies share
-the replicates, so differences between two of them are paired.
+replicate draws the questions of every source and the sessions, both with replacement; a turn counts with the product
+of the two draws (the pigeonhole bootstrap: Owen, The pigeonhole bootstrap, 2007). All policies share the replicates,
+so differences between two of them are paired. benchmarks/intervals.py holds this against replaying anew.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,24 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Replicates:
-    """Bootstrap weights of sessions, shared by all policies of a report."""
+    """Bootstrap weights of turns, shared by all policies of a report."""
 
-    weight: NDArray[np.float32]  # [R, S]
-    num_turns: FloatArray  # [S]
+    weight: NDArray[np.float32]  # [R, N]
+    session_share: NDArray[np.float32]  # [N] 1 / turns of the session: a session's turns add up to 1
 
-    def ratio(self, per_session: FloatArray, denominator: FloatArray) -> FloatArray:
-        """[R] weighted sum of per_session [S] over weighted sum of denominator [S]."""
-        return np.asarray(self.weight @ per_session / (self.weight @ denominator))
+    def mean(self, per_turn: NDArray[Any]) -> FloatArray:
+        """[R] weighted means of a figure a turn [N]."""
+        return self._ratio(per_turn, np.ones_like(self.session_share))
+
+    def rate(self, per_turn: NDArray[Any]) -> FloatArray:
+        """[R] weighted counts of an event [N] for each session."""
+        return self._ratio(per_turn, self.session_share)
+
+    def _ratio(self, per_turn: NDArray[Any], unit: NDArray[np.float32]) -> FloatArray:
+        """[R]; NaN in a replicate that drew none of a handful of turns."""
+        counted, units = self.weight @ per_turn.astype(np.float32), self.weight @ unit
+        ratio: FloatArray = np.divide(counted, units, out=np.full_like(units, np.nan), where=units > 0)
+        return ratio
 
 
 def question_replicates(sessions: Sessions, num_replicates: int, seed: int) -> Replicates:
@@ -41,17 +52,20 @@ def question_replicates(sessions: Sessions, num_replicates: int, seed: int) -> R
     draws = np.zeros((num_replicates, len(names)), dtype=np.float32)
     for source in np.unique(source_of):
         members = np.flatnonzero(source_of == source)
-        draws[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=num_replicates)
+        draws[:, members] = _draw(rng, len(members), num_replicates)
     session = np.repeat(np.arange(sessions.num_sessions), sessions.num_turns)
-    uses = np.zeros((len(names), sessions.num_sessions), dtype=np.float32)
-    np.add.at(uses, (question, session), 1.0)
-    weight: NDArray[np.float32] = np.asarray(1.0 + (draws - 1.0) @ uses, dtype=np.float32)
-    return Replicates(weight, sessions.num_turns.astype(np.float64))
+    weight = draws[:, question] * _draw(rng, sessions.num_sessions, num_replicates)[:, session]
+    return Replicates(weight, (1 / sessions.num_turns[session]).astype(np.float32))
+
+
+def _draw(rng: np.random.Generator, num: int, num_replicates: int) -> NDArray[np.float32]:
+    """[R, num] how often each of `num` is drawn, with replacement."""
+    return rng.multinomial(num, np.full(num, 1 / num), size=num_replicates).astype(np.float32)
 
 
 def interval(values: FloatArray, level: float = 0.95) -> Interval:
-    """Central interval of bootstrap values."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    """Central interval of bootstrap values; NaN values do not count."""
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -71,21 +85,17 @@ class Measured:
 
 def measure(result: ReplayResult, sessions: Sessions, replicates: Replicates) -> Measured:
     """Summarise a replay."""
-    first = sessions.offsets[:-1]
-    turns, ones = replicates.num_turns, np.ones(sessions.num_sessions)
-    quality = np.add.reduceat(result.quality.astype(np.float64), first)
-    cost_usd = np.add.reduceat(to_usd(result.cost_nusd), first)
-    bankrupt = result.bankrupt.astype(np.float64)
-    quality_replicates = replicates.ratio(quality, turns)
-    served = result.action[result.action != UNSERVED]
-    share = np.bincount(served, minlength=len(sessions.catalog)) / max(1, len(served))
+    cost_usd = to_usd(result.cost_nusd)
+    quality_replicates = replicates.mean(result.quality)
+    decided = result.action[result.action != UNSERVED]
+    share = np.bincount(decided, minlength=len(sessions.catalog)) / max(1, len(decided))
     return Measured(
-        quality=float(quality.sum() / turns.sum()),
+        quality=float(result.quality.mean(dtype=np.float64)),
         quality_ci=interval(quality_replicates),
-        cost_usd_per_turn=float(cost_usd.sum() / turns.sum()),
-        cost_ci=interval(replicates.ratio(cost_usd, turns)),
-        bankruptcy_rate=float(bankrupt.mean()),
-        bankruptcy_ci=interval(np.clip(replicates.ratio(bankrupt, ones), 0, 1)),  # first-order weights may overshoot
+        cost_usd_per_turn=float(cost_usd.mean()),
+        cost_ci=interval(replicates.mean(cost_usd)),
+        bankruptcy_rate=float(result.bankrupt.mean()),
+        bankruptcy_ci=interval(replicates.rate(result.bankrupting)),
         model_share=share,
         quality_replicates=quality_replicates,
     )

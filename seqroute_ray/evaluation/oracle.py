@@ -68,7 +68,9 @@ def replay_oracle(plan: OraclePlan, sessions: Sessions, budget_nusd: IntArray) -
         spent[rows] = sessions.outcome_cost_nusd[rows, chosen]
         level[live] -= np.floor(quality[rows] * steps + 1e-6).astype(np.int64)
     before = _remaining_before(sessions, budget_nusd, spent)
-    return ReplayResult(action, quality, spent, best_end < num_turns, before)
+    bankrupt, bankrupting = best_end < num_turns, np.zeros(num_rows, dtype=np.bool_)
+    bankrupting[sessions.offsets[:-1][bankrupt] + best_end[bankrupt]] = True
+    return ReplayResult(action, quality, spent, bankrupt, bankrupting, before)
 
 
 def _remaining_before(sessions: Sessions, budget_nusd: IntArray, spent: IntArray) -> IntArray:

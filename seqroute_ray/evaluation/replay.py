@@ -70,6 +70,7 @@ class ReplayResult:
     quality: NDArray[np.float32]  # [N] 0 where unserved or bankrupting
     cost_nusd: IntArray  # [N] spent
     bankrupt: BoolArray  # [S]
+    bankrupting: BoolArray  # [N] the turn that ended a bankrupt session
     remaining_nusd: IntArray  # [N] before the turn
 
 
@@ -81,7 +82,7 @@ def replay(policy: Policy, data: ReplayData, budget_nusd: IntArray) -> ReplayRes
     quality = np.zeros(num_rows, dtype=np.float32)
     spent, remaining_before = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
     remaining = budget_nusd.astype(np.int64)
-    bankrupt = np.zeros(sessions.num_sessions, dtype=np.bool_)
+    bankrupt, bankrupting = np.zeros(sessions.num_sessions, dtype=np.bool_), np.zeros(num_rows, dtype=np.bool_)
     previous = np.full(sessions.num_sessions, NO_ACTION, dtype=np.int64)
     for t in range(int(num_turns.max())):
         live = np.flatnonzero((num_turns > t) & ~bankrupt)
@@ -94,6 +95,6 @@ def replay(policy: Policy, data: ReplayData, budget_nusd: IntArray) -> ReplayRes
         quality[rows] = np.where(served, sessions.outcome_quality[rows, chosen], 0.0)
         spent[rows] = np.where(served, cost, 0)
         remaining[live] -= spent[rows]
-        bankrupt[live] = ~served
+        bankrupt[live] = bankrupting[rows] = ~served
         previous[live] = chosen
-    return ReplayResult(action, quality, spent, bankrupt, remaining_before)
+    return ReplayResult(action, quality, spent, bankrupt, bankrupting, remaining_before)
