@@ -123,7 +123,7 @@ def relabel_shards(config: RelabelConfig, reference_usd: float, progress: Progre
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` tells the caller
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that it shows none
+    logging.getLogger("ray.data._internal").setLevel(logging.ERROR)  # plans and progress, for developers of Ray
     tasks = shard_tasks(config.out / FIT_SESSIONS)
 
     def work(task: dict[str, Any]) -> dict[str, Any]:

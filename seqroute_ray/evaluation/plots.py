@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 Report = dict[str, Any]
 STYLE: Any = {
-    "svg.fonttype": "none",
+    "svg.fonttype": "path",  # the same everywhere, whatever fonts the reader has
     "svg.hashsalt": "seqroute",
     "font.family": "sans-serif",
     "font.size": 10,
