@@ -30,6 +30,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
+	test -e runs/quickstart/report.json || $(MAKE) quickstart
+	rm -rf runs/quality
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:

@@ -82,6 +82,8 @@ def summary(reports: list[Report]) -> Report:
 
 
 def main(settings: Settings) -> None:
+    if settings.out.exists():
+        raise SystemExit(f"{settings.out} exists; delete it or choose another --out")
     with ray_session():
         result = {pool: run_pool(settings, pool) for pool in settings.pools}
     print(json.dumps(result))

@@ -74,3 +74,14 @@ def load_outcomes() -> Outcomes:
         prompt_tokens=matrix("prompt_tokens"),
         completion_tokens=matrix("completion_tokens"),
     )
+
+
+def load_composed(part: str, max_sessions: int) -> tuple[IntArray, IntArray]:
+    """The composed sessions of a part: their lengths [S], and the question [sum of lengths] of each turn."""
+    with as_file(files("seqroute_ray.data") / "bundled" / "sessions.parquet") as path:
+        turns = pq.read_table(path, filters=[("part", "=", part)])
+    _, session = np.unique(np.array(turns["session_id"].to_pylist(), dtype=np.str_), return_inverse=True)
+    kept = session < max_sessions  # rows are in order of session and turn
+    row_of = {query_id: row for row, query_id in enumerate(load_outcomes().query_id.tolist())}
+    query = np.array([row_of[query_id] for query_id in turns["query_id"].to_pylist()], dtype=np.int64)
+    return np.bincount(session[kept]), query[kept]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.errors import ConfigError
-from seqroute_ray.data.bundled import Outcomes, load_outcomes
+from seqroute_ray.data.bundled import Outcomes, load_composed, load_outcomes
 
 DEFAULT_POOL = ("llama-3.1-8b-instruct", "llama-3.1-70b-instruct", "gpt-4o-2024-08-06")
 FINDINGS_POOL = (
@@ -34,6 +34,7 @@ class SampleConfig:
     min_turns: int = 4
     max_turns: int = 12  # lengths are uniform between the two
     focused_share: float = 0.5  # sessions that stay on one source; the others mix
+    composed: bool = False  # the bundled sessions with the lengths of a real chat trace instead, at most num_sessions
     behaviour: str = "uniform"  # uniform, MODEL, or epsilon-MODEL
     epsilon: float = 0.2  # share of uniform turns of behaviour epsilon-MODEL
     with_outcomes: bool = False  # log every model's outcome of each turn, not only the acting one's
@@ -61,8 +62,11 @@ def sample_logs(config: SampleConfig) -> pa.Table:
     """The log rows of `config.num_sessions` sessions. Questions do not repeat inside a session."""
     outcomes = load_outcomes().select(config.models)
     rng = np.random.default_rng(config.seed)
-    lengths = rng.integers(config.min_turns, config.max_turns + 1, config.num_sessions)
-    query = compose(outcomes, lengths, config, rng)
+    if config.composed:
+        lengths, query = load_composed(config.part, config.num_sessions)
+    else:
+        lengths = rng.integers(config.min_turns, config.max_turns + 1, config.num_sessions)
+        query = compose(outcomes, lengths, config, rng)
     action, propensity = behave(outcomes, len(query), config, rng)
     return log_table(outcomes, lengths, query, action, propensity, config)
 

@@ -1,7 +1,9 @@
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from seqroute_ray.core.errors import ConfigError, UnknownModelError
@@ -95,3 +97,27 @@ def test_nonsense_is_refused_with_the_value_and_the_rule() -> None:
         SampleConfig(epsilon=1.5)
     with pytest.raises(ConfigError, match=r"max_turns must be at most 131, .* part 'test', got 200"):
         sample_logs(SampleConfig(part="test", max_turns=200))
+
+
+def test_composed_sessions_are_the_bundled_ones_turn_by_turn() -> None:
+    folder = files("seqroute_ray.data") / "bundled"
+    with as_file(folder / "sessions.parquet") as path:
+        turns = pq.read_table(path, filters=[("part", "=", "test")]).to_pylist()
+    expected: dict[str, list[str]] = {}
+    for turn in turns:
+        assert turn["turn"] == len(expected.setdefault(turn["session_id"], []))
+        expected[turn["session_id"]].append(turn["query_id"])
+    sampled = sessions_of(sample_logs(SampleConfig(part="test", composed=True)))
+    questions = [[turn["group_id"] for turn in session] for session in sampled.values()]
+    assert questions == list(expected.values())
+    assert len(questions) == 761
+    first = sessions_of(sample_logs(SampleConfig(part="test", composed=True, num_sessions=10)))
+    assert [[turn["group_id"] for turn in session] for session in first.values()] == questions[:10]
+
+
+def test_the_bundled_files_are_small_and_hold_no_text() -> None:
+    folder = files("seqroute_ray.data") / "bundled"
+    assert sum(len(entry.read_bytes()) for entry in folder.iterdir()) <= 4_000_000
+    with as_file(folder / "queries.parquet") as path:
+        columns = pq.read_schema(path).names
+    assert columns == ["query_id", "source", "part", "embedding", "quality", "prompt_tokens", "completion_tokens"]
