@@ -46,7 +46,8 @@ def test_ray_serve_routes_a_session_over_http(tmp_path: Path) -> None:
         replies = [client.chat(question) for question in QUESTIONS[:3]]
         assert [reply.status for reply in replies] == [200, 200, 200], [reply.body for reply in replies]
         session = client.get("/v1/sessions/s").body
-        crowd = client.with_headers(x_session_id="crowd", x_session_budget_usd="0.005").chats([QUESTIONS[0]] * 40, max_tokens=20)
+        many = client.with_headers(x_session_id="crowd", x_session_budget_usd="0.005")
+        crowd = many.chats([QUESTIONS[0]] * 40, max_tokens=20)
         crowd_session = client.get("/v1/sessions/crowd").body
     spent_usd = sum(reply.body["seqroute"]["cost_usd"] for reply in replies)
     assert session["spent_usd"] == pytest.approx(spent_usd, abs=1e-12)
