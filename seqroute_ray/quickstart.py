@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import time
 import urllib.request
 from dataclasses import dataclass, replace
@@ -49,7 +50,6 @@ class QuickstartConfig:
     num_test_sessions: int = 2_000  # and as many of the tune part, to calibrate
     num_steps: int = 6_000  # gradient steps of CQL; behaviour cloning takes a quarter of them
     max_bankruptcy: float = 0.025  # share of sessions: what the policy is calibrated to keep, where the pool can
-    port: int = 8000  # of the served session, on loopback
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -173,7 +173,7 @@ def serve_one_session(config: QuickstartConfig, budget_usd: float) -> list[Resul
     with running_replay_upstream() as upstream_url:
         serving = config.out / "serving.yaml"
         serving.write_text(yaml.safe_dump(serving_settings(config, upstream_url)))
-        with running_server(ServeConfig(config=serving, port=config.port)) as base_url:
+        with running_server(ServeConfig(config=serving, port=_free_port())) as base_url:
             for text in SERVED_TURNS:
                 answer = _ask(f"{base_url}/v1/chat/completions", text, budget_usd)
                 turns.append(answer["seqroute"])
@@ -193,6 +193,13 @@ def serving_settings(config: QuickstartConfig, upstream_url: str) -> Result:
             for model in Catalog.from_json(manifest["catalog"]).models
         ],
     }
+
+
+def _free_port() -> int:
+    """A loopback port that nobody listens on: 8000 is often taken."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _ask(url: str, text: str, budget_usd: float) -> Result:

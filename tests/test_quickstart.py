@@ -13,7 +13,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     out = tmp_path_factory.mktemp("quickstart") / "run"
-    arguments = ["quickstart", "--out", str(out), "--num-steps", "1000", "--num-test-sessions", "500", "--port", "8123"]
+    arguments = ["quickstart", "--out", str(out), "--num-steps", "1000", "--num-test-sessions", "500"]
     command = [sys.executable, "-m", "seqroute_ray.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False), out
 
