@@ -33,7 +33,7 @@ class HbrConfig:
     num_budgets: int = 7  # budgets drawn a path, stratified and log-uniform
     min_budget: float = 0.01  # lowest drawn budget, as a multiple of the pool's reference cost
     max_budget: float = 1.5  # highest drawn budget, as a multiple of the pool's reference cost
-    bankruptcy_penalty: float = 5.0  # reward of the turn that does not fit is minus this
+    bankruptcy_penalty: float = 5.0  # minus the reward of a turn that does not fit; `train` prices bankruptcy anew
     seed: int = 0  # of sampled paths and drawn budgets
 
     def __post_init__(self) -> None:
