@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint bench bench-quality clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-quality: $(VENV)/.installed-dev
+	rm -rf runs/quality
+	$(BIN)/python benchmarks/quality.py
 
 bench: $(VENV)/.installed-dev
 	test -e runs/quickstart/report.json || $(MAKE) quickstart

@@ -50,8 +50,8 @@ def figures(sessions: Sessions, artefact: PolicyArtefact, budget: float) -> tupl
     """Quality and bankruptcies of the policy, and its quality less that of the second model alone."""
     data = ReplayData.prepare(sessions, artefact.estimator, artefact.layout)
     budget_nusd = np.full(sessions.num_sessions, to_nusd(budget * artefact.layout.reference_cost_usd))
-    policy = replay(QPolicy(artefact.network, artefact.risk.penalty(budget)), data, budget_nusd)
-    single = replay(FixedModel(1, "second"), data, budget_nusd)
+    policy = replay(QPolicy(artefact.network, artefact.risk), data, budget_nusd)
+    single = replay(FixedModel(1), data, budget_nusd)
     quality = float(policy.quality.mean())
     return quality, float(policy.bankrupt.mean()), quality - float(single.quality.mean())
 
@@ -61,9 +61,9 @@ def fast_errors(sessions: Sessions, artefact: PolicyArtefact, budget: float, see
     data = ReplayData.prepare(sessions, artefact.estimator, artefact.layout)
     budget_nusd = np.full(sessions.num_sessions, to_nusd(budget * artefact.layout.reference_cost_usd))
     weights = question_replicates(sessions, 1000, seed)
-    result = replay(QPolicy(artefact.network, artefact.risk.penalty(budget)), data, budget_nusd)
+    result = replay(QPolicy(artefact.network, artefact.risk), data, budget_nusd)
     policy = measure(result, sessions, weights)
-    single = measure(replay(FixedModel(1, "second"), data, budget_nusd), sessions, weights)
+    single = measure(replay(FixedModel(1), data, budget_nusd), sessions, weights)
     bankrupt = weights.rate(result.bankrupting)
     difference = policy.quality_replicates - single.quality_replicates
     return [float(np.std(values)) for values in (policy.quality_replicates, bankrupt, difference)]

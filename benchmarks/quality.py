@@ -1,12 +1,15 @@
-"""Quality, cost and bankruptcies of both pools on the test part: the figures of README and docs/experiments.md.
+"""Quality, cost and bankruptcies on the test part, against every baseline: the figures of docs/experiments.md.
 
-    python benchmarks/quality.py [--out runs/quality] [--num-seeds 3]
+    python benchmarks/quality.py [--out runs/quality] [--num-seeds 5]
 
-Policies of several seeds are trained on the fit part, calibrated on the tune part, and reported on the test part.
-Writes OUT/POOL/seed-N/report.json and .html; ends with one JSON line.
+Policies of several seeds are relabeled and trained on the fit part, every policy's knob is chosen on the tune part,
+and all are reported on the test part. Writes OUT/POOL/seed-N/report.json and .html; ends with one JSON line. Figures
+are means over seeds; an interval's ends are the means of the seeds' own.
 """
 
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,12 @@ from seqroute_ray.data.sample import DEFAULT_POOL, FINDINGS_POOL, Part
 from seqroute_ray.quickstart import Folders, QuickstartConfig, judge, learn, sample_and_import
 from seqroute_ray.ray_session import ray_session
 
-POOLS = {"trio": DEFAULT_POOL, "five": FINDINGS_POOL}
-MAX_BANKRUPT = 0.03  # wanted wherever the cheapest model alone goes bankrupt in under SAFE of sessions
-SAFE = 0.005
+POOLS = {
+    "pair": ("llama-3.1-8b-instruct", "claude-3-5-sonnet-20241022"),
+    "trio": DEFAULT_POOL,
+    "five": FINDINGS_POOL,
+}
+DIGITS = 4
 
 Report = dict[str, Any]
 
@@ -29,64 +35,92 @@ Report = dict[str, Any]
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     out: Path = Path("runs/quality")
-    num_seeds: int = 3
-    num_steps: int = 6_000
-    pools: tuple[str, ...] = ("trio", "five")
+    num_seeds: int = 5
+    num_steps: int = 4_000
+    pools: tuple[str, ...] = tuple(POOLS)
 
 
-def rows_of(report: Report, policy: str) -> list[Report]:
-    return [row for row in report["rows"] if row["policy"] == policy and not row["lambda_per_usd"]]
-
-
-def worst_excess(report: Report) -> float:
-    """How far CQL's bankruptcy rate exceeds MAX_BANKRUPT at worst, where the cheapest model is safe."""
-    cheapest = min(
-        (rows_of(report, f"only {name}") for name in report["header"]["models"]),
-        key=lambda rows: float(rows[-1]["cost_usd_per_turn"]),
-    )
-    pairs = zip(rows_of(report, "cql"), cheapest, strict=True)
-    return max(float(cql["bankruptcy_rate"]) - MAX_BANKRUPT for cql, alone in pairs if alone["bankruptcy_rate"] < SAFE)
-
-
-def run_pool(settings: Settings, pool: str) -> Report:
+def run_pool(settings: Settings, pool: str) -> list[Report]:
+    """One report a seed, on the same sessions."""
     shared = Folders(settings.out / pool)
     config = QuickstartConfig(out=shared.out, models=POOLS[pool], num_steps=settings.num_steps)
     parts: tuple[tuple[Part, int], ...] = (("fit", 10_000), ("tune", 2_000), ("test", 2_000))
     for seed, (part, num_sessions) in enumerate(parts):
         sample_and_import(config, shared, part, num_sessions, seed)
-    reports, prices = [], []
+    reports = []
     for seed in range(settings.num_seeds):
         cell = Folders(shared.out / f"seed-{seed}", parent=shared)
         seeded = replace(config, seed=seed, out=cell.out)
         learn(seeded, cell)
-        prices.append(PolicyArtefact.load(cell.policy).risk.penalties)
-        reports.append(judge(seeded, cell)[1])
-    return {"risk_prices": prices, **summary(reports)}
+        penalties = PolicyArtefact.load(cell.policy).risk.penalties
+        # The same draws of questions for every seed: their intervals can be averaged.
+        reports.append({**judge(replace(seeded, seed=0), cell)[1], "risk_prices": penalties})
+    return reports
 
 
-def summary(reports: list[Report]) -> Report:
-    """Per budget: CQL at lambda 0 by seed, and the paired difference to the best simple policy."""
-    verdicts = [[v for v in report["verdicts"] if v["lambda_per_usd"] == 0] for report in reports]
-    cql = [rows_of(report, "cql") for report in reports]
-    return {
-        "budgets": reports[0]["header"]["budgets"],
-        "quality": np.round([[row["quality"] for row in rows] for rows in cql], 4).tolist(),
-        "cost_usd_per_turn": np.round([[row["cost_usd_per_turn"] for row in rows] for rows in cql], 7).tolist(),
-        "bankruptcy_rate": np.round([[row["bankruptcy_rate"] for row in rows] for rows in cql], 4).tolist(),
-        "bankruptcy_ci": np.round([[row["bankruptcy_ci"] for row in rows] for rows in cql], 4).tolist(),
-        "best_simple": [v["best_simple"] for v in verdicts[0]],
-        "difference": np.round([[v["quality_difference"] for v in row] for row in verdicts], 4).tolist(),
-        "difference_ci": np.round([[v["difference_ci"] for v in row] for row in verdicts], 4).tolist(),
-        "worst_excess": [round(worst_excess(report), 4) for report in reports],
+def averaged(reports: Sequence[Report], table: str, keys: Sequence[str], fields: Sequence[str]) -> list[Report]:
+    """Rows of a table, one for each value of its keys, with the means over seeds of some fields."""
+    rows: dict[tuple[Any, ...], list[Report]] = {}
+    for report in reports:
+        for row in report[table]:
+            rows.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [
+        {**dict(zip(keys, key, strict=True)), **{field: _mean([row[field] for row in group]) for field in fields}}
+        for key, group in rows.items()
+    ]
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Mean over seeds, of numbers or of intervals; None where a seed has none."""
+    if any(value is None for value in values):
+        return None
+    return np.round(np.mean(values, axis=0), DIGITS).tolist()
+
+
+def served(report: Report, field: str) -> list[Any]:
+    """A figure of CQL as the artefact serves (lambda 0), by budget."""
+    return [row[field] for row in report["rows"] if row["policy"] == "cql" and not row["lambda_per_usd"]]
+
+
+def summary(reports: Sequence[Report], environment: str) -> Report:
+    """What the last line says of one pool: rows by baseline and budget, and CQL as served by seed."""
+    aiq = [f"{name}{kind}" for name in ("aiq", "aiq_log") for kind in ("", "_cql_less_this", "_difference_ci")]
+    difference = ["difference", "low", "high", "cql_quality", "cql_bankruptcy_rate", "baseline_bankruptcy_rate"]
+    tables = {
+        "aiq": averaged(reports, "aiq", ["policy"], aiq),
+        "comparisons": averaged(reports, "comparisons", ["regime", "baseline", "budget"], difference),
+        "cost_saving_at_equal_quality": averaged(reports, "cost_at_equal_quality", ["baseline", "budget"], ["saving"]),
     }
+    by_seed = {
+        name: [np.round(served(report, name), 8).tolist() for report in reports]
+        for name in ("quality", "cost_usd_per_turn", "bankruptcy_rate", "bankruptcy_ci")
+    }
+    by_seed["risk_prices"] = [report["risk_prices"] for report in reports]
+    by_seed["against_best_simple"] = [
+        [verdict for verdict in report["verdicts"] if not verdict["lambda_per_usd"]] for report in reports
+    ]
+    return {
+        **{name: [{"environment": environment, **row} for row in rows] for name, rows in tables.items()},
+        **{name: {environment: values} for name, values in by_seed.items()},
+    }
+
+
+def merged(parts: Sequence[Report]) -> Report:
+    """One report of all pools: rows are joined, figures by pool are united."""
+    result: Report = {name: type(value)() for name, value in parts[0].items()}
+    for part in parts:
+        for name, value in part.items():
+            result[name] = result[name] | value if isinstance(value, dict) else result[name] + value
+    return result
 
 
 def main(settings: Settings) -> None:
     if settings.out.exists():
         raise SystemExit(f"{settings.out} exists; delete it or choose another --out")
+    started = time.monotonic()
     with ray_session():
-        result = {pool: run_pool(settings, pool) for pool in settings.pools}
-    print(json.dumps(result))
+        parts = [summary(run_pool(settings, pool), pool) for pool in settings.pools]
+    print(json.dumps({**merged(parts), "wall_s": round(time.monotonic() - started)}))
 
 
 if __name__ == "__main__":

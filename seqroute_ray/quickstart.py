@@ -48,7 +48,7 @@ class QuickstartConfig:
     out: Path = Path("runs/quickstart")  # made anew
     models: tuple[str, ...] = DEFAULT_POOL
     num_test_sessions: int = 2_000  # and as many of the tune part, to calibrate
-    num_steps: int = 6_000  # gradient steps of CQL; behaviour cloning takes a quarter of them
+    num_steps: int = 4_000  # gradient steps of CQL; behaviour cloning takes a quarter of them
     max_bankruptcy: float = 0.025  # share of sessions: what the policy is calibrated to keep, where the pool can
     seed: int = 0
 
@@ -148,6 +148,7 @@ def judge(config: QuickstartConfig, folders: Folders) -> tuple[Result, Result]:
             cloning=folders.cloning,
             sessions=folders.sessions("test"),
             fit_sessions=folders.sessions("fit"),
+            tune_sessions=folders.sessions("tune"),
             out=config.out,
             seed=config.seed,
         )

@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from seqroute_ray.core.catalog import Catalog, ModelSpec
-from seqroute_ray.core.estimator import OutcomeEstimator
-from seqroute_ray.core.mdp import StateLayout, expected_turns_left
+from seqroute_ray.core.estimator import Estimates, OutcomeEstimator
+from seqroute_ray.core.mdp import NUM_AFTER, StateLayout, TurnFeatures, expected_turns_left
 from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
+from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries, QueryFeatures
 from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.evaluation.replay import ReplayData
 
 DIMS = 4
+TYPES = ("even", "odd")  # of task
+SUMMARY_WIDTH = len(TYPES) + 1
+MAX_PROMPT_TOKENS = 100
 MEAN_COST_USD = 0.0025  # of a turn of make_sessions
 
 
@@ -46,9 +50,10 @@ def make_sessions(lengths: Sequence[int], num_models: int = 2, seed: int = 0) ->
         cost_nusd=outcome_cost[rows, action],
         propensity=np.full(num_turns, 1 / num_models, dtype=np.float32),
         group_id=np.array([f"q{i}" for i in range(num_turns)]),
-        source=np.where(rng.random(num_turns) < 0.5, "even", "odd"),
+        source=np.where(rng.random(num_turns) < 0.5, *TYPES),
         outcome_quality=outcome_quality,
         outcome_cost_nusd=outcome_cost,
+        prompt_tokens=rng.integers(MAX_PROMPT_TOKENS + 1, size=num_turns),
     )
 
 
@@ -63,39 +68,75 @@ def make_layout(num_models: int = 2, num_turns: Sequence[int] = (4, 6, 8)) -> St
     """The layout of a pool whose dearest model costs MEAN_COST_USD a turn."""
     return StateLayout(
         num_models=num_models,
+        summary_width=SUMMARY_WIDTH,
         reference_cost_usd=8 * MEAN_COST_USD,
         expected_turns_left=expected_turns_left(np.array(num_turns)),
     )
 
 
-def make_estimator(num_models: int = 2, seed: int = 0, num_dims: int = DIMS) -> OutcomeEstimator:
-    """Random weights; costs are around MEAN_COST_USD and their high quantiles above them."""
+def make_queries(num_queries: int, seed: int = 0, num_dims: int = DIMS) -> Queries:
+    """Random queries, of some of which the type or the length is not known."""
     rng = np.random.default_rng(seed)
+    return Queries(
+        embedding=rng.normal(size=(num_queries, num_dims)).astype(np.float32),
+        task_type=rng.choice([UNKNOWN_TYPE, *TYPES], size=num_queries),
+        prompt_tokens=rng.integers(MAX_PROMPT_TOKENS + 1, size=num_queries),
+    )
 
-    def weights(intercept: float) -> NDArray[np.float32]:
-        drawn = rng.normal(scale=0.3, size=(num_dims + 1, num_models))
-        drawn[-1] += intercept
+
+def make_features(seed: int = 0, num_dims: int = DIMS) -> QueryFeatures:
+    """Random weights."""
+    rng = np.random.default_rng(seed)
+    return QueryFeatures(
+        types=np.array(TYPES),
+        type_weights=rng.normal(size=(num_dims + 1, len(TYPES))).astype(np.float32),
+        log_tokens=np.array([3.5, 0.8], dtype=np.float32),
+    )
+
+
+def make_estimator(num_models: int = 2, seed: int = 0, num_dims: int = DIMS) -> OutcomeEstimator:
+    """Random weights; at make_catalog's prices costs are around MEAN_COST_USD, their high quantiles above them."""
+    rng = np.random.default_rng(seed)
+    features = make_features(seed, num_dims)
+    num_types = features.num_types
+
+    def weights(level: float | NDArray[np.floating]) -> NDArray[np.float32]:
+        drawn = rng.normal(scale=0.3, size=(2 * num_types + num_dims, num_models))
+        drawn[:num_types] += level  # the shares of the types add up to 1
         return drawn.astype(np.float32)
 
     return OutcomeEstimator(
+        features=features,
         quality_weights=weights(0.5),
-        cost_weights=weights(np.log(MEAN_COST_USD)),
+        token_weights=weights(np.log(MEAN_COST_USD / make_catalog(num_models).usd_per_token()[1])),
         spread_weights=weights(-1.5),
-        log_cost_mean_shift=np.full(num_models, 0.02, dtype=np.float32),
+        runaway_weights=weights(-3.0),
+        log_mean_shift=np.full(num_models, 0.02, dtype=np.float32),
         high_deviations=np.full(num_models, 2.0, dtype=np.float32),
     )
+
+
+def make_turns(num_turns: int, num_models: int = 2, seed: int = 0) -> TurnFeatures:
+    """Random features of turns; costs are around MEAN_COST_USD."""
+    rng = np.random.default_rng(seed)
+    cost_usd = MEAN_COST_USD * rng.lognormal(size=(num_turns, num_models))
+    estimates = Estimates(
+        quality=rng.random((num_turns, num_models), dtype=np.float32),
+        cost_usd=cost_usd.astype(np.float32),
+        cost_high_usd=(cost_usd * rng.uniform(1, 4, size=cost_usd.shape)).astype(np.float32),
+        runaway=rng.uniform(0, 0.2, size=cost_usd.shape).astype(np.float32),
+    )
+    return TurnFeatures(estimates, rng.normal(size=(num_turns, SUMMARY_WIDTH)).astype(np.float32))
 
 
 def make_network(layout: StateLayout, seed: int = 0, hidden: int = 8) -> QNetwork:
     """Random weights."""
     rng = np.random.default_rng(seed)
-    widths = (layout.state_dim, hidden, 2 * layout.num_models)
-    return QNetwork(
-        [
-            (rng.normal(size=(a, b)).astype(np.float32), rng.normal(size=b).astype(np.float32))
-            for a, b in pairwise(widths)
-        ]
-    )
+    widths = (layout.num_context + NUM_AFTER, hidden, 2)
+    layers = [
+        (rng.normal(size=(a, b)).astype(np.float32), rng.normal(size=b).astype(np.float32)) for a, b in pairwise(widths)
+    ]
+    return QNetwork(layers, layout.num_context)
 
 
 def make_artefact(num_models: int = 2, seed: int = 0, **fields: Any) -> PolicyArtefact:

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import DataError
-from seqroute_ray.core.estimator import OutcomeEstimator
+from seqroute_ray.core.estimator import Estimates, OutcomeEstimator
 from seqroute_ray.core.hbr import Transitions
-from seqroute_ray.core.mdp import StateLayout
+from seqroute_ray.core.mdp import StateLayout, TurnFeatures
 from seqroute_ray.core.sessions import fixed_binary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, TURNS, ESTIMATOR, SHARDS = "manifest.json", "turns.parquet", "estimator.npz", "transitions"
 
 TRANSITION_SCHEMA = pa.schema(
@@ -35,7 +35,6 @@ TRANSITION_SCHEMA = pa.schema(
         pa.field("turn_row", pa.int32(), nullable=False),  # row of turns.parquet
         pa.field("turn", pa.int16(), nullable=False),
         pa.field("action", pa.int16(), nullable=False),
-        pa.field("previous_action", pa.int16(), nullable=False),  # -1 at a first turn
         pa.field("remaining_nusd", pa.int64(), nullable=False),  # before the turn
         pa.field("cost_nusd", pa.int64(), nullable=False),  # not spent when it bankrupts
         pa.field("reward", pa.float32(), nullable=False),
@@ -43,6 +42,7 @@ TRANSITION_SCHEMA = pa.schema(
         pa.field("bankrupt", pa.bool_(), nullable=False),
     ]
 )
+ESTIMATE_COLUMNS = tuple(field.name for field in fields(Estimates))
 _DELTA = [field.name for field in TRANSITION_SCHEMA if pa.types.is_integer(field.type)]
 
 
@@ -54,8 +54,7 @@ class Dataset:
     embedder: str
     layout: StateLayout
     estimator: OutcomeEstimator
-    features: NDArray[np.float32]  # [N, layout.num_features] mdp.turn_features of every turn, cross-fitted
-    cost_high_usd: NDArray[np.float32]  # [N, K]
+    turns: TurnFeatures  # [N] of every turn, cross-fitted
     transitions: Transitions
     manifest: dict[str, Any]
 
@@ -76,9 +75,7 @@ def write_shard(transitions: Transitions, path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_turns(
-    folder: Path, embedding: NDArray[np.float16], features: NDArray[np.float32], cost_high_usd: NDArray[np.float32]
-) -> None:
+def write_turns(folder: Path, embedding: NDArray[np.float16], turns: TurnFeatures) -> None:
     """Write the turn table of N turns."""
 
     def matrix(values: NDArray[np.float32]) -> pa.Array:
@@ -86,8 +83,8 @@ def write_turns(
 
     columns = {
         "embedding": fixed_binary(embedding),
-        "features": matrix(features),
-        "cost_high_usd": matrix(cost_high_usd),
+        "history": matrix(turns.history),
+        **{name: matrix(getattr(turns.estimates, name)) for name in ESTIMATE_COLUMNS},
     }
     pq.write_table(pa.table(columns), folder / TURNS, compression="zstd")
 
@@ -123,12 +120,12 @@ def read_dataset(folder: Path) -> Dataset:
     """Read a finished dataset. Raises DataError naming the file that is missing or damaged."""
     manifest = read_manifest(folder)
     with _naming(folder / TURNS):
-        turns = pq.read_table(folder / TURNS, columns=["features", "cost_high_usd"])
+        table = pq.read_table(folder / TURNS, columns=["history", *ESTIMATE_COLUMNS])
     with _naming(folder / ESTIMATOR), np.load(folder / ESTIMATOR, allow_pickle=False) as archive:
         estimator = OutcomeEstimator.from_arrays(dict(archive))
 
     def matrix(name: str) -> NDArray[np.float32]:
-        column = turns[name].combine_chunks()
+        column = table[name].combine_chunks()
         return np.asarray(column.flatten(), dtype=np.float32).reshape(len(column), -1)
 
     return Dataset(
@@ -136,8 +133,7 @@ def read_dataset(folder: Path) -> Dataset:
         embedder=manifest["embedder"],
         layout=StateLayout.from_json(manifest["layout"]),
         estimator=estimator,
-        features=matrix("features"),
-        cost_high_usd=matrix("cost_high_usd"),
+        turns=TurnFeatures(Estimates(*(matrix(name) for name in ESTIMATE_COLUMNS)), matrix("history")),
         transitions=read_shards(folder, manifest["shards"]),
         manifest=manifest,
     )

@@ -1,38 +1,47 @@
 """Outcome estimates: quality and cost of every (query, model), from logged outcomes alone.
 
-One regularised linear model on the embedding for each model of the pool: logistic for quality, log-linear for cost.
-A Q-network on the raw embedding memorises the 0/1 noise of a few thousand questions; these estimates are what it
-plans on instead. Training turns get theirs *cross-fitted*: from a fold that saw nothing of their group.
+One regularised linear model on the features of `queries.py` for each model of the pool: logistic for quality,
+log-linear for the answer's tokens, which the catalog prices. A Q-network on the raw embedding memorises the 0/1 noise
+of a few thousand questions; these estimates are what it plans on instead. Training turns get theirs *cross-fitted*:
+from a fold that saw nothing of their group.
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
+from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import ConfigError, DataError
+from seqroute_ray.core.queries import Queries, QueryFeatures, common_types
+from seqroute_ray.core.ridge import leave_one_out, logistic_ridge, ridge, sigmoid
 from seqroute_ray.core.sessions import Sessions, observed_outcomes
 
-MIN_COST_USD = 1e-9  # one nano-dollar: a free call's cost in logarithms
-MIN_DEVIATION = 0.02  # of log cost: keeps the logarithm of a perfect prediction finite
+MIN_TOKENS = 1.0  # of an answer, in logarithms: a call that was billed less
+RUNAWAY = 4.0  # times the mean
+MIN_DEVIATION = 0.02  # of log tokens: keeps the logarithm of a perfect prediction finite
 MIN_ROWS_PER_MODEL = 20  # below this a model's estimates would be its prior alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimatorConfig:
-    """How outcomes are estimated."""
+    """How outcomes are estimated: ridge penalties on the summed losses, by kind of feature."""
 
-    quality_penalty: float = 1.0  # ridge weight on the summed logistic loss, embeddings of unit length
-    cost_penalty: float = 3.0  # ridge weight on the summed squared error of log cost
+    type_penalty: float = 0.1  # of the type of task
+    length_penalty: float = 1.0  # of the type times standardised log prompt tokens
+    quality_penalty: float = 10.0  # of the embedding, which has unit length, for quality
+    cost_penalty: float = 3.0  # of the embedding, for tokens
+    runaway_penalty: float = 30.0  # of the embedding, for the chance of a runaway answer: such are rare
     num_folds: int = 5  # folds of groups for cross-fitting
     cost_quantile: float = 0.95  # the quantile that must fit into what remains
 
     def __post_init__(self) -> None:
-        if self.quality_penalty <= 0 or self.cost_penalty <= 0:
-            raise ConfigError(f"penalties must be > 0, got {self.quality_penalty} and {self.cost_penalty}")
+        for name in ("type_penalty", "length_penalty", "quality_penalty", "cost_penalty", "runaway_penalty"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
         if self.num_folds < 2:
             raise ConfigError(f"num_folds must be at least 2, got {self.num_folds}")
         if not 0.5 <= self.cost_quantile < 1:
@@ -46,53 +55,78 @@ class Estimates:
     quality: NDArray[np.float32]  # mean, in (0, 1)
     cost_usd: NDArray[np.float32]  # mean
     cost_high_usd: NDArray[np.float32]  # the high quantile of EstimatorConfig
+    runaway: NDArray[np.float32]  # chance of an answer of more than RUNAWAY times its mean, in (0, 1)
+
+    def take(self, rows: IntArray) -> "Estimates":
+        return Estimates(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @classmethod
+    def empty(cls, num_rows: int, num_models: int) -> "Estimates":
+        return cls(*(np.empty((num_rows, num_models), dtype=np.float32) for _ in fields(cls)))
+
+    def put(self, rows: IntArray, other: "Estimates") -> None:
+        """Overwrite some rows."""
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(other, field.name)
 
 
 @dataclass(frozen=True)
 class OutcomeEstimator:
-    """Linear models on an embedding; weights have the intercept as last row."""
+    """Linear models on the [F] features of a query."""
 
-    quality_weights: NDArray[np.float32]  # [D + 1, K], logit of quality
-    cost_weights: NDArray[np.float32]  # [D + 1, K], mean of log cost in USD
-    spread_weights: NDArray[np.float32]  # [D + 1, K], log of the typical deviation of log cost: some tasks run away
-    log_cost_mean_shift: NDArray[np.float32]  # [K], log E[cost] - E[log cost]
-    high_deviations: NDArray[np.float32]  # [K], the high quantile of log cost, in typical deviations
+    features: QueryFeatures
+    quality_weights: NDArray[np.float32]  # [F, K], logit of quality
+    token_weights: NDArray[np.float32]  # [F, K], mean of log answer tokens
+    spread_weights: NDArray[np.float32]  # [F, K], log of the typical deviation of log tokens: some tasks run away
+    runaway_weights: NDArray[np.float32]  # [F, K], logit of a runaway answer
+    log_mean_shift: NDArray[np.float32]  # [K], log E[tokens] - E[log tokens]
+    high_deviations: NDArray[np.float32]  # [K], the high quantile of log tokens, in typical deviations
 
     @property
     def num_models(self) -> int:
         return int(self.quality_weights.shape[1])
 
-    def predict(self, embedding: NDArray[np.floating]) -> Estimates:
-        """Estimates of [N, D] queries. Raises DataError when D is not the fitted dimension."""
-        num_dims = self.quality_weights.shape[0] - 1
-        if embedding.ndim != 2 or embedding.shape[1] != num_dims:
-            raise DataError(f"the estimator was fitted on {num_dims}-d embeddings, got shape {embedding.shape}")
-        design = embedding.astype(np.float32)
-        logit, log_cost, log_spread = (
-            design @ weights[:-1] + weights[-1]
-            for weights in (self.quality_weights, self.cost_weights, self.spread_weights)
-        )
-        return Estimates(
-            quality=_sigmoid(logit),
-            cost_usd=np.exp(log_cost + self.log_cost_mean_shift),
-            cost_high_usd=np.exp(log_cost + np.exp(log_spread) * self.high_deviations),
-        )
+    def predict(self, queries: Queries, catalog: Catalog) -> Estimates:
+        """Estimates for N queries, priced by the catalog. Raises DataError on an embedding of another width."""
+        design = self.features.design(queries)
+        log_tokens = design @ self.token_weights
+        spread = np.exp(design @ self.spread_weights)
+        price_in, price_token = _prices(catalog)
+        prompt_usd = queries.prompt_tokens[:, None] * price_in
+        high = np.exp(log_tokens + spread * self.high_deviations)
+        columns = {
+            "quality": sigmoid(design @ self.quality_weights),
+            "cost_usd": prompt_usd + price_token * np.exp(log_tokens + self.log_mean_shift),
+            "cost_high_usd": prompt_usd + price_token * high,
+            "runaway": sigmoid(design @ self.runaway_weights),
+        }
+        return Estimates(**{name: values.astype(np.float32) for name, values in columns.items()})
 
-    def arrays(self) -> dict[str, NDArray[np.float32]]:
-        return dict(vars(self))
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        own = {name: array for name, array in vars(self).items() if name != "features"}
+        return {**own, **{f"features.{name}": array for name, array in self.features.arrays().items()}}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.float32]]) -> "OutcomeEstimator":
-        return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> "OutcomeEstimator":
+        prefix = "features."
+        features = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        own = {name: arrays[name] for name in cls.__dataclass_fields__ if name != "features"}
+        return cls(features=QueryFeatures.from_arrays(features), **own)  # type: ignore[arg-type]
+
+
+def _prices(catalog: Catalog) -> tuple[FloatArray, FloatArray]:
+    """[K] USD a prompt token, and a unit of what the prompt does not explain: an output token where those cost."""
+    price_in, price_out = catalog.usd_per_token()
+    return price_in, np.where(price_out > 0, price_out, price_in)
 
 
 @dataclass(frozen=True)
 class Observations:
     """What was measured: [N] turns by [K] models."""
 
-    embedding: NDArray[np.float32]  # [N, D]
+    queries: Queries
     quality: FloatArray  # [N, K]; NaN: not observed
-    log_cost: FloatArray  # [N, K]; NaN: not observed
+    log_tokens: FloatArray  # [N, K] of the answer, as billed; NaN: not observed
     fold_key: NDArray[np.str_]  # [N]
 
 
@@ -103,15 +137,18 @@ def observe(sessions: Sessions) -> Observations:
     one (group, model) are averaged.
     """
     quality, cost_usd = observed_outcomes(sessions)
-    log_cost = np.log(np.maximum(cost_usd, MIN_COST_USD))
     group = np.unique(sessions.group_id, return_inverse=True)[1]
     vector_bytes = np.ascontiguousarray(sessions.embedding).view(np.dtype((np.void, 2 * sessions.embedding.shape[1])))
     vector = np.unique(vector_bytes.reshape(-1), return_inverse=True)[1]
     _, first, query = np.unique(group * (int(vector.max()) + 1) + vector, return_index=True, return_inverse=True)
+    price_in, price_token = _prices(sessions.catalog)
+    answer_usd = cost_usd - sessions.prompt_tokens[:, None] * price_in
+    tokens = answer_usd / np.where(price_token > 0, price_token, 1.0)  # a free model's tokens cost nothing: any will do
+    log_tokens = np.log(np.maximum(tokens, MIN_TOKENS))
     return Observations(
-        embedding=sessions.embedding[first].astype(np.float32),
+        queries=sessions.queries.take(first),
         quality=_mean_by(query, quality),
-        log_cost=_mean_by(query, log_cost),
+        log_tokens=_mean_by(query, log_tokens),
         fold_key=sessions.group_id[first],
     )
 
@@ -127,27 +164,36 @@ def _mean_by(key: IntArray, values: FloatArray) -> FloatArray:
     return means
 
 
-def fit_estimator(seen: Observations, config: EstimatorConfig, names: tuple[str, ...]) -> OutcomeEstimator:
-    """Fit all models on all observations. Raises DataError naming a model that was hardly ever observed."""
+def fit_estimator(
+    seen: Observations, config: EstimatorConfig, names: tuple[str, ...], types: NDArray[np.str_] | None = None
+) -> OutcomeEstimator:
+    """Fit all models on all observations. Raises DataError naming a model that was hardly ever observed.
+
+    types: the types of task to tell apart; None: common_types of the observations.
+    """
     counts = np.isfinite(seen.quality).sum(axis=0)
     if (counts < MIN_ROWS_PER_MODEL).any():
         poor = [f"{name} ({count})" for name, count in zip(names, counts, strict=True) if count < MIN_ROWS_PER_MODEL]
         raise DataError(
             f"each model needs {MIN_ROWS_PER_MODEL} judged queries to be estimated; too few: {', '.join(poor)}"
         )
-    columns = [_fit_model(seen.embedding, seen.quality[:, k], seen.log_cost[:, k], config) for k in range(len(names))]
-    return OutcomeEstimator(*(np.stack(parts, axis=-1).astype(np.float32) for parts in zip(*columns, strict=True)))
+    features = QueryFeatures.fit(seen.queries, common_types(seen.queries) if types is None else types)
+    design = features.design(seen.queries).astype(np.float64)
+    columns = [
+        _fit_model(features, design, seen.quality[:, k], seen.log_tokens[:, k], config) for k in range(len(names))
+    ]
+    parts = (np.stack(part, axis=-1).astype(np.float32) for part in zip(*columns, strict=True))
+    return OutcomeEstimator(features, *parts)
 
 
-def cross_fit(
-    seen: Observations, config: EstimatorConfig, names: tuple[str, ...]
-) -> tuple[IntArray, list[OutcomeEstimator]]:
-    """One estimator a fold, fitted on the other folds, and the fold of each observation.
+def cross_fit(seen: Observations, config: EstimatorConfig, names: tuple[str, ...]) -> list[OutcomeEstimator]:
+    """One estimator a fold, fitted on the other folds.
 
     The fold of a group is a hash of its id: it does not depend on what else is in the logs.
     """
-    fold = fold_of(seen.fold_key, config.num_folds)
-    return fold, [fit_estimator(_subset(seen, fold != held_out), config, names) for held_out in range(config.num_folds)]
+    fold, types = fold_of(seen.fold_key, config.num_folds), common_types(seen.queries)
+    kept = [_subset(seen, fold != held_out) for held_out in range(config.num_folds)]
+    return [fit_estimator(part, config, names, types) for part in kept]
 
 
 def fold_of(group_id: NDArray[np.str_], num_folds: int) -> IntArray:
@@ -157,73 +203,39 @@ def fold_of(group_id: NDArray[np.str_], num_folds: int) -> IntArray:
     return np.array(digest, dtype=np.int64)[inverse.reshape(-1)]
 
 
-def cross_fitted_estimates(sessions: Sessions, config: EstimatorConfig) -> Estimates:
-    """Estimates for the turns of the sessions themselves, each from a fold that did not see its group."""
-    _, models = cross_fit(observe(sessions), config, sessions.catalog.names)
+def cross_fitted(sessions: Sessions, config: EstimatorConfig) -> tuple[Estimates, NDArray[np.float32]]:
+    """Estimates and QueryFeatures.summary of the sessions' own turns, each from a fold that did not see its group."""
+    models = cross_fit(observe(sessions), config, sessions.catalog.names)
     fold = fold_of(sessions.group_id, config.num_folds)
-    by_fold = [model.predict(sessions.embedding) for model in models]
-
-    def pick(field: str) -> NDArray[np.float32]:
-        return np.stack([getattr(estimates, field) for estimates in by_fold])[fold, np.arange(len(fold))]
-
-    return Estimates(quality=pick("quality"), cost_usd=pick("cost_usd"), cost_high_usd=pick("cost_high_usd"))
+    estimates = Estimates.empty(len(fold), len(sessions.catalog))
+    summary = np.empty((len(fold), models[0].features.summary_width), dtype=np.float32)
+    for held_out, model in enumerate(models):
+        rows = np.flatnonzero(fold == held_out)
+        queries = sessions.queries.take(rows)
+        estimates.put(rows, model.predict(queries, sessions.catalog))
+        summary[rows] = model.features.summary(queries)
+    return estimates, summary
 
 
 def _subset(seen: Observations, mask: BoolArray) -> Observations:
-    return Observations(seen.embedding[mask], seen.quality[mask], seen.log_cost[mask], seen.fold_key[mask])
+    return Observations(seen.queries.take(mask), seen.quality[mask], seen.log_tokens[mask], seen.fold_key[mask])
 
 
 def _fit_model(
-    embedding: NDArray[np.float32], quality: FloatArray, log_cost: FloatArray, config: EstimatorConfig
+    features: QueryFeatures, design: FloatArray, quality: FloatArray, log_tokens: FloatArray, config: EstimatorConfig
 ) -> tuple[FloatArray | np.floating, ...]:
-    """One model's column of each array of OutcomeEstimator."""
-    judged, priced = np.isfinite(quality), np.isfinite(log_cost)
-    design = _with_intercept(embedding)
-    quality_weights = _ridge_logistic(design[judged], quality[judged], config.quality_penalty)
-    x, y = design[priced], log_cost[priced]
-    cost_weights = _solve_ridge(x, np.ones(len(x)), y, config.cost_penalty)
-    # In-sample residuals of 257 weights are too small: leave-one-out residuals cost one more linear solve.
-    residual = (y - x @ cost_weights) / (1.0 - _leverage(x, config.cost_penalty))
-    spread_weights = _solve_ridge(x, np.ones(len(x)), np.log(np.abs(residual) + MIN_DEVIATION), config.cost_penalty)
+    """One model's column of each array of OutcomeEstimator. design: [N, F]; quality, log_tokens: [N], NaN unknown."""
+    judged, billed = np.isfinite(quality), np.isfinite(log_tokens)
+    light = (config.type_penalty, config.length_penalty)
+    quality_weights = logistic_ridge(design[judged], quality[judged], features.penalty(*light, config.quality_penalty))
+    x, y, penalty = design[billed], log_tokens[billed], features.penalty(*light, config.cost_penalty)
+    token_weights = ridge(x, y, penalty)
+    # In-sample residuals of hundreds of weights are too small: leave-one-out residuals cost one more linear solve.
+    residual = leave_one_out(x, y - x @ token_weights, penalty)
+    spread_weights = ridge(x, np.log(np.abs(residual) + MIN_DEVIATION), penalty)
     deviations = residual / np.exp(x @ spread_weights)
     mean_shift = np.log(np.mean(np.exp(residual)))
-    return quality_weights, cost_weights, spread_weights, mean_shift, np.quantile(deviations, config.cost_quantile)
-
-
-def _with_intercept(embedding: NDArray[np.float32]) -> FloatArray:
-    return np.concatenate([embedding.astype(np.float64), np.ones((len(embedding), 1))], axis=1)
-
-
-def _ridge_logistic(x: FloatArray, y: FloatArray, penalty: float, num_steps: int = 25) -> FloatArray:
-    """Newton's method (iteratively reweighted least squares); the intercept is not penalised."""
-    weights: FloatArray = np.zeros(x.shape[1])
-    base_rate = np.clip(y.mean(), 1e-3, 1 - 1e-3)
-    weights[-1] = np.log(base_rate / (1 - base_rate))
-    for _ in range(num_steps):
-        p = _sigmoid(x @ weights)
-        curvature = np.maximum(p * (1 - p), 1e-6)
-        updated = _solve_ridge(x, curvature, x @ weights + (y - p) / curvature, penalty)
-        step = np.abs(updated - weights).max()
-        weights = updated
-        if step < 1e-6:
-            break
-    return weights
-
-
-def _gram(x: FloatArray, row_weight: FloatArray, penalty: float) -> FloatArray:
-    ridge = np.full(x.shape[1], penalty)
-    ridge[-1] = 1e-8
-    return np.asarray((x * row_weight[:, None]).T @ x + np.diag(ridge))
-
-
-def _solve_ridge(x: FloatArray, row_weight: FloatArray, target: FloatArray, penalty: float) -> FloatArray:
-    return np.asarray(np.linalg.solve(_gram(x, row_weight, penalty), x.T @ (row_weight * target)))
-
-
-def _leverage(x: FloatArray, penalty: float) -> FloatArray:
-    gram = _gram(x, np.ones(len(x)), penalty)
-    return np.asarray(np.minimum(np.einsum("nd,dn->n", x, np.linalg.solve(gram, x.T)), 0.99))
-
-
-def _sigmoid(z: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -30, 30))))
+    runs_away = (residual - mean_shift > np.log(RUNAWAY)).astype(np.float64)
+    runaway_weights = logistic_ridge(x, runs_away, features.penalty(*light, config.runaway_penalty))
+    high_deviations = np.quantile(deviations, config.cost_quantile)
+    return quality_weights, token_weights, spread_weights, runaway_weights, mean_shift, high_deviations

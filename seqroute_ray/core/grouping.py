@@ -35,6 +35,7 @@ def build_sessions(table: pa.Table, catalog: Catalog, embedder_name: str, embedd
         action=action,
         quality=quality,
         cost_nusd=cost_nusd,
+        prompt_tokens=numbers(table["prompt_tokens"]).value.astype(np.int64),
         propensity=_nan_for_null(table["propensity"]),
         group_id=_texts(group_key(table)),
         source=_texts(table["source"]),

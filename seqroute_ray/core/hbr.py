@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.errors import ConfigError
-from seqroute_ray.core.mdp import NO_ACTION
 from seqroute_ray.core.money import to_nusd
 from seqroute_ray.core.sessions import Sessions
 
@@ -33,7 +32,7 @@ class HbrConfig:
     num_budgets: int = 7  # budgets drawn a path, stratified and log-uniform
     min_budget: float = 0.01  # lowest drawn budget, as a multiple of the pool's reference cost
     max_budget: float = 1.5  # highest drawn budget, as a multiple of the pool's reference cost
-    bankruptcy_penalty: float = 5.0  # minus the reward of a turn that does not fit; `train` prices bankruptcy anew
+    bankruptcy_penalty: float = 2.0  # minus the reward of a turn that does not fit, in turns of full quality; > 0
     seed: int = 0  # of sampled paths and drawn budgets
 
     def __post_init__(self) -> None:
@@ -46,8 +45,8 @@ class HbrConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.path_concentration > 0:
             raise ConfigError(f"path_concentration must be > 0, got {self.path_concentration}")
-        if self.bankruptcy_penalty < 0:
-            raise ConfigError(f"bankruptcy_penalty must be >= 0, got {self.bankruptcy_penalty}")
+        if not self.bankruptcy_penalty > 0:
+            raise ConfigError(f"bankruptcy_penalty must be > 0, got {self.bankruptcy_penalty}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class Transitions:
     turn_row: IntArray  # [M] row of the turn table
     turn: IntArray  # [M] position in the session, from 0
     action: IntArray  # [M]
-    previous_action: IntArray  # [M] NO_ACTION at a first turn
     remaining_nusd: IntArray  # [M] before the turn
     cost_nusd: IntArray  # [M] of the turn; not spent when it bankrupts
     reward: NDArray[np.float32]  # [M]
@@ -66,6 +64,9 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.turn_row)
+
+    def take(self, rows: IntArray) -> "Transitions":
+        return Transitions(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @classmethod
     def concatenate(cls, parts: Sequence["Transitions"]) -> "Transitions":
@@ -86,7 +87,7 @@ def relabel(sessions: Sessions, first_turn_row: int, reference_cost_usd: float, 
     session = np.concatenate([np.repeat(index, counts) for index, (counts, _) in parts])
     merged = Transitions.concatenate([rows for _, (_, rows) in parts])
     order = np.argsort(session, kind="stable")
-    ordered = Transitions(*(getattr(merged, field.name)[order] for field in fields(Transitions)))
+    ordered = merged.take(order)
     ordered.turn_row[:] += first_turn_row
     return ordered
 
@@ -108,7 +109,6 @@ def _relabel_equal_length(
     reached: BoolArray = np.cumsum(bankrupt, axis=3) - bankrupt == 0  # no earlier turn went bankrupt
     reward = np.where(bankrupt, -config.bankruptcy_penalty, quality[:, :, None, :])
     keep = reached & np.isfinite(reward)
-    previous = np.concatenate([np.full_like(actions[:, :, :1], NO_ACTION), actions[:, :, :-1]], axis=2)
     last = np.arange(length) == length - 1
 
     def column(values: NDArray[Any]) -> NDArray[Any]:
@@ -118,7 +118,6 @@ def _relabel_equal_length(
         turn_row=column(turn_rows[:, None, None, :]),
         turn=column(np.arange(length)),
         action=column(actions[:, :, None, :]),
-        previous_action=column(previous[:, :, None, :]),
         remaining_nusd=remaining[keep],
         cost_nusd=cost[keep],
         reward=reward[keep].astype(np.float32),

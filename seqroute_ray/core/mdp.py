@@ -2,8 +2,8 @@
 
 Relabeling, training, evaluation and serving all call these functions, so a state means the same everywhere.
 
-State   estimates of this query's outcomes, their mean over the session's earlier turns, remaining money in absolute
-        terms, turn index, model of the previous turn.
+State   context: remaining money in absolute terms, turn index, what the session's turns so far were about;
+        and for each model: its estimated quality, and what would remain after paying its estimated cost.
 Action  the model that answers, an index of the catalog.
 Reward  the turn's quality, or minus `bankruptcy_penalty` when its cost exceeds what remains; no cost term.
 End     the last turn, or bankruptcy: the session is cut there, the turn's quality counts 0 and its cost is not spent.
@@ -18,18 +18,26 @@ from numpy.typing import NDArray
 
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.errors import ConfigError
-from seqroute_ray.core.estimator import MIN_COST_USD, Estimates
+from seqroute_ray.core.estimator import Estimates
 
-NO_ACTION = -1  # previous action of a session's first turn
 REFERENCE_TURNS = 8  # the reference cost of a pool is this many mean turns of its dearest model
 MIN_BUDGET_SHARE = 1e-4  # of the reference cost: less than this is "nothing" to the network
+MIN_COST_USD = 1e-9  # one nano-dollar: a free call's cost in logarithms
+MIN_RUNAWAY = 1e-3  # a chance below this is "never" to the network
+MIN_TURNS_AFTER = 0.25  # expected turns after this one, as a divisor
+NUM_MONEY = 6  # entries of a context that are about money and time
+NUM_AFTER = 6  # entries of a state about what each model would leave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateLayout:
-    """What the numbers of a state are scaled by: part of the policy artefact."""
+    """What the numbers of a state are scaled by: part of the policy artefact.
+
+    A state is the context [num_context], the models' quality [K], and what each would leave [K * NUM_AFTER].
+    """
 
     num_models: int
+    summary_width: int  # of the estimator's QueryFeatures.summary
     reference_cost_usd: float  # fixed normaliser of money, from the fit part
     expected_turns_left: tuple[float, ...]  # [T] mean turns still to come, this one included, by turn index
 
@@ -41,18 +49,13 @@ class StateLayout:
         if not self.expected_turns_left:
             raise ConfigError("expected_turns_left needs at least one turn")
 
-    @staticmethod
-    def features_of(num_models: int) -> int:
-        """Width of turn_features, the first entries of a state."""
-        return 6 * num_models
-
     @property
-    def num_features(self) -> int:
-        return self.features_of(self.num_models)
+    def num_context(self) -> int:
+        return NUM_MONEY + self.summary_width
 
     @property
     def state_dim(self) -> int:
-        return self.num_features + 2 * self.num_models + 6
+        return self.num_context + self.num_models * (1 + NUM_AFTER)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,6 +63,20 @@ class StateLayout:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "StateLayout":
         return cls(**{**fields, "expected_turns_left": tuple(fields["expected_turns_left"])})
+
+
+@dataclass(frozen=True)
+class TurnFeatures:
+    """What a state needs to know of N turns; independent of budgets and of the actions taken."""
+
+    estimates: Estimates  # [N, K] of this turn's outcomes
+    history: NDArray[np.float32]  # [N, summary_width] mean QueryFeatures.summary of the session's turns up to this one
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    def take(self, rows: IntArray) -> "TurnFeatures":
+        return TurnFeatures(self.estimates.take(rows), self.history[rows])
 
 
 def reference_cost_usd(cost_usd: FloatArray, action: IntArray, num_models: int) -> float:
@@ -74,60 +91,54 @@ def expected_turns_left(num_turns: IntArray) -> tuple[float, ...]:
     return tuple(float(np.mean(num_turns[num_turns > t] - t)) for t in range(int(num_turns.max())))
 
 
-def outcome_features(estimates: Estimates, layout: StateLayout) -> NDArray[np.float32]:
-    """[N, 3K]: every model's estimated quality, log cost, and how far its cost may run away; roughly in [-3, 3]."""
-    turn_share = REFERENCE_TURNS * np.maximum(estimates.cost_usd, MIN_COST_USD) / layout.reference_cost_usd
-    runaway = np.log(np.maximum(estimates.cost_high_usd, MIN_COST_USD) / np.maximum(estimates.cost_usd, MIN_COST_USD))
-    return np.concatenate([4 * estimates.quality - 3, np.log(turn_share) / 2 + 1, runaway], axis=1).astype(np.float32)
-
-
-def earlier_mean(outcomes: NDArray[np.float32], offsets: IntArray) -> NDArray[np.float32]:
-    """[N, F] mean of the earlier turns' rows of the same session; zeros at a first turn."""
-    means = np.zeros_like(outcomes)
-    turn = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
-    running = np.zeros((len(offsets) - 1, outcomes.shape[1]), dtype=np.float64)
-    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    for t in range(int(turn.max(initial=-1)) + 1):
-        rows = np.flatnonzero(turn == t)
-        means[rows] = running[session[rows]] / max(t, 1)
-        running[session[rows]] += outcomes[rows]
-    return means
-
-
-def turn_features(outcomes: NDArray[np.float32], earlier: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[N, 6K]: this turn's outcome_features and their mean over earlier turns. Independent of the actions taken."""
-    return np.concatenate([outcomes, earlier], axis=1)
+def running_mean(values: NDArray[np.float32], offsets: IntArray) -> NDArray[np.float32]:
+    """[N, F] mean of the rows of a session up to and including this one; sessions are cut at offsets [S + 1]."""
+    total = np.cumsum(values, axis=0, dtype=np.float64)
+    before = np.concatenate([np.zeros((1, values.shape[1])), total])[offsets[:-1]]
+    position = np.arange(1, offsets[-1] + 1) - np.repeat(offsets[:-1], np.diff(offsets))
+    return np.asarray((total - np.repeat(before, np.diff(offsets), axis=0)) / position[:, None], dtype=np.float32)
 
 
 def encode_state(
-    layout: StateLayout,
-    features: NDArray[np.float32],
-    remaining_usd: FloatArray,
-    turn: IntArray,
-    previous_action: IntArray,
+    layout: StateLayout, turns: TurnFeatures, remaining_usd: FloatArray, turn: IntArray
 ) -> NDArray[np.float32]:
-    """The network's input [N, state_dim] from turn_features [N, 6K] and the session's [N] book-keeping."""
-    k, width = layout.num_models, layout.num_features
-    state = np.zeros((len(features), layout.state_dim), dtype=np.float32)
-    state[:, :width] = features
-    rows = np.flatnonzero(previous_action != NO_ACTION)
-    state[rows, width + previous_action[rows]] = 1.0
+    """The network's input [N, state_dim] from N turns and the sessions' [N] book-keeping; see StateLayout."""
+    last = len(layout.expected_turns_left) - 1
+    left = np.asarray(layout.expected_turns_left)[np.minimum(turn, last)]
     share = np.maximum(remaining_usd / layout.reference_cost_usd, MIN_BUDGET_SHARE)
-    left = np.asarray(layout.expected_turns_left)[np.minimum(turn, len(layout.expected_turns_left) - 1)]
-    log_turn_share = np.log(share * REFERENCE_TURNS / left)
-    # How often each model's predicted cost fits into an even split of what remains, in logarithms.
-    log_cost = 2 * (features[:, k : 2 * k] - 1)
-    state[:, width + k : width + 2 * k] = np.clip(log_turn_share[:, None] - log_cost, -4, 4) / 2
     money_and_time = (
         np.log(share) / 2 + 1,
         np.minimum(share, 1),
         np.minimum(10 * share, 1),
-        log_turn_share / 2,
+        np.log(share * REFERENCE_TURNS / left) / 2,
         turn / 12,
         left / 12,
     )
-    state[:, width + 2 * k :] = np.stack(money_and_time, axis=1)
-    return state
+    quality, after = turns.estimates.quality, after_state(layout, turns.estimates, remaining_usd, left)
+    flat = after.reshape(len(after), layout.num_models * NUM_AFTER)  # -1 does not work for no rows
+    parts = (np.stack(money_and_time, axis=1), turns.history, quality, flat)
+    return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def after_state(
+    layout: StateLayout, estimates: Estimates, remaining_usd: FloatArray, turns_left: FloatArray
+) -> NDArray[np.float64]:
+    """[N, K, NUM_AFTER]: what paying each model would leave, at its mean cost and at the high quantile."""
+    mean_usd = np.maximum(estimates.cost_usd, MIN_COST_USD).astype(np.float64)
+    high_usd = np.maximum(estimates.cost_high_usd, MIN_COST_USD).astype(np.float64)
+    remaining = remaining_usd[:, None]
+    after = np.maximum((remaining - mean_usd) / layout.reference_cost_usd, MIN_BUDGET_SHARE)
+    after_high = np.maximum((remaining - high_usd) / layout.reference_cost_usd, MIN_BUDGET_SHARE)
+    turns_after = np.maximum(turns_left - 1, MIN_TURNS_AFTER)[:, None]
+    columns = (
+        np.log(high_usd / mean_usd),  # how widely the cost spreads
+        np.log(estimates.runaway + MIN_RUNAWAY) / 2 + 2,
+        np.log(after) / 2 + 1,
+        np.log(after_high) / 2 + 1,
+        np.log(after * REFERENCE_TURNS / turns_after) / 2,
+        np.minimum(10 * after, 1),
+    )
+    return np.stack(columns, axis=2)
 
 
 def affordable(cost_high_usd: NDArray[np.floating], remaining_usd: FloatArray) -> BoolArray:

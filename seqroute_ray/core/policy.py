@@ -24,9 +24,9 @@ from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import ArtefactError, ConfigError
 from seqroute_ray.core.estimator import OutcomeEstimator
-from seqroute_ray.core.mdp import StateLayout
+from seqroute_ray.core.mdp import NUM_AFTER, StateLayout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
 # What reading a cut-off, edited or foreign file raises, in numpy, json and our own constructors.
 DAMAGE = (OSError, EOFError, BadZipFile, KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError)
@@ -39,29 +39,44 @@ class Values:
     quality: NDArray[np.float32]  # expected sum of quality from this turn on
     bankruptcy: NDArray[np.float32]  # chance that the session goes bankrupt, in [0, 1]
 
-    def q_values(self, penalty: float) -> NDArray[np.float32]:
-        """[N, K] in units of quality."""
-        return np.asarray(self.quality - np.float32(penalty) * self.bankruptcy)
+    def q_values(self, penalty: FloatArray | float) -> NDArray[np.float32]:
+        """[N, K] in units of quality; penalty: a number or [N]."""
+        price = np.asarray(penalty, dtype=np.float32)[..., None]
+        return np.asarray(self.quality - price * self.bankruptcy)
 
 
 @dataclass(frozen=True)
 class QNetwork:
-    """A ReLU multi-layer perceptron with 2 K outputs: quality, and the logit of bankruptcy, of each action."""
+    """One ReLU multi-layer perceptron, applied to each action: (context, what the action leaves) -> 2 numbers.
+
+    They are the quality still to come beyond this turn's estimate, and the logit of bankruptcy. The estimate itself is
+    added outside, so learning cannot blur it; and no weight belongs to one model, so the pool may change.
+    """
 
     layers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]  # (weight [in, out], bias [out]), first to last
+    num_context: int  # of a state's entries; the first layer's weight has the context's rows first
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise ValueError("a network needs at least one layer")
+        if len(self.layers) < 2:
+            raise ValueError("a network needs at least one hidden layer")
 
     def values(self, state: NDArray[np.float32]) -> Values:
-        """[N, state_dim] -> both parts of Q."""
-        hidden = state
-        for weight, bias in self.layers[:-1]:
+        """[N, state_dim] (mdp.StateLayout) -> both parts of Q."""
+        (weight, bias), *rest = self.layers
+        num_own = len(weight) - self.num_context
+        context, own = state[:, : self.num_context], state[:, self.num_context :]
+        num_models = own.shape[1] // (1 + num_own)
+        estimate, after = own[:, :num_models], own[:, num_models:].reshape(len(state), num_models, num_own)
+        shared = context @ weight[: self.num_context] + bias
+        hidden = np.maximum(shared[:, None, :] + after @ weight[self.num_context :], 0.0)
+        for weight, bias in rest[:-1]:
             hidden = np.maximum(hidden @ weight + bias, 0.0)
-        weight, bias = self.layers[-1]
-        quality, logit = np.split(hidden @ weight + bias, 2, axis=1)
-        return Values(quality, np.asarray(1.0 / (1.0 + np.exp(-np.clip(logit, -30, 30)))))
+        weight, bias = rest[-1]
+        output = hidden @ weight + bias
+        return Values(
+            quality=estimate + output[..., 0],
+            bankruptcy=np.asarray(1.0 / (1.0 + np.exp(-np.clip(output[..., 1], -30, 30)))),
+        )
 
 
 @dataclass(frozen=True)
@@ -79,9 +94,10 @@ class RiskPrices:
                 f"risk prices need one penalty > 0 for each budget, rising from 0; got {self.budgets}, {self.penalties}"
             )
 
-    def penalty(self, budget: float) -> float:
-        """At a budget in multiples of the reference cost: log-interpolated, constant beyond the ends."""
-        return float(np.exp(np.interp(np.log(max(budget, 1e-9)), np.log(self.budgets), np.log(self.penalties))))
+    def penalty(self, budget: FloatArray | float) -> FloatArray:
+        """At budgets in multiples of the reference cost: log-interpolated, constant beyond the ends."""
+        place = np.log(np.maximum(budget, 1e-9))
+        return np.asarray(np.exp(np.interp(place, np.log(self.budgets), np.log(self.penalties))))
 
 
 def lambda_greedy(
@@ -118,10 +134,12 @@ class PolicyArtefact:
 
     def penalty(self, budget_usd: float) -> float:
         """The price of a bankruptcy for a session of this budget, in turns of full quality."""
-        return self.risk.penalty(budget_usd / self.layout.reference_cost_usd)
+        return float(self.risk.penalty(budget_usd / self.layout.reference_cost_usd))
 
-    def _arrays(self) -> dict[str, NDArray[np.float32]]:
-        arrays = {f"estimator.{name}": value for name, value in self.estimator.arrays().items()}
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {
+            f"estimator.{name}": value for name, value in self.estimator.arrays().items()
+        }
         for i, (weight, bias) in enumerate(self.network.layers):
             arrays |= {f"network.{i}.weight": weight, f"network.{i}.bias": bias}
         return arrays
@@ -164,7 +182,7 @@ class PolicyArtefact:
                 estimator=OutcomeEstimator.from_arrays(
                     {name.removeprefix("estimator."): a for name, a in arrays.items() if name.startswith("estimator.")}
                 ),
-                network=QNetwork(layers),
+                network=QNetwork(layers, StateLayout.from_json(manifest["layout"]).num_context),
                 risk=RiskPrices(*(tuple(manifest["risk"][name]) for name in ("budgets", "penalties"))),
                 configs=manifest["configs"],
                 data_fingerprint=manifest["data_fingerprint"],
@@ -182,16 +200,24 @@ class PolicyArtefact:
                 f"{folder}: trained for the catalog {', '.join(self.catalog.names)}, asked to route over "
                 f"{', '.join(expect.names)} or at other prices; train again for that pool"
             )
-        num_models, width_in = len(self.catalog), self.network.layers[0][0].shape[0]
-        width_out = self.network.layers[-1][0].shape[1]
+        num_models, widths = (
+            len(self.catalog),
+            (self.network.layers[0][0].shape[0], self.network.layers[-1][0].shape[1]),
+        )
+        expected = (self.layout.num_context + NUM_AFTER, 2)
         if self.estimator.num_models != num_models:
             raise ArtefactError(
                 f"{folder}: an estimator of {self.estimator.num_models} models in a pool of {num_models}; train again"
             )
-        if (width_in, width_out, self.layout.num_models) != (self.layout.state_dim, 2 * num_models, num_models):
+        if widths != expected or self.layout.num_models != num_models:
             raise ArtefactError(
-                f"{folder}: the network maps {width_in} -> {width_out} but the layout says {self.layout.state_dim} -> "
-                f"{2 * num_models}; the folder mixes two artefacts"
+                f"{folder}: the network maps {widths[0]} -> {widths[1]} for {self.layout.num_models} models, expected "
+                f"{expected[0]} -> {expected[1]} for {num_models}; the folder mixes two artefacts"
+            )
+        if self.estimator.features.summary_width != self.layout.summary_width:
+            raise ArtefactError(
+                f"{folder}: the estimator summarises a query in {self.estimator.features.summary_width} numbers, the "
+                f"layout has {self.layout.summary_width}; the folder mixes two artefacts"
             )
         if self.version != manifest.get("version"):
             raise ArtefactError(f"{folder}: {WEIGHTS} is not the one that {MANIFEST} was written for; train again")

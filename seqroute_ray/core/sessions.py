@@ -19,9 +19,10 @@ from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.money import to_usd
+from seqroute_ray.core.queries import Queries
 
 SESSIONS_PER_ROW_GROUP = 512  # a row group is the unit of work of relabeling
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NOT_MEASURED_NUSD = -1  # an outcome's cost where that model's answer was not measured
 _METADATA_KEY = b"seqroute.sessions"
 
@@ -39,9 +40,10 @@ class Sessions:
     action: IntArray  # [N] the logged model
     quality: NDArray[np.float32]  # [N] in [0, 1]; NaN: not judged
     cost_nusd: IntArray  # [N]
+    prompt_tokens: IntArray  # [N] of the logged call; 0: unknown
     propensity: NDArray[np.float32]  # [N] of the logged action; NaN: unknown
     group_id: NDArray[np.str_]  # [N] rows of one seed query: never on two sides of a split
-    source: NDArray[np.str_]  # [N] type of task; "" when the logs name none
+    source: NDArray[np.str_]  # [N] type of task; queries.UNKNOWN_TYPE when the logs name none
     outcome_quality: NDArray[np.float32]  # [N, K]; NaN: not judged
     outcome_cost_nusd: IntArray  # [N, K]; NOT_MEASURED_NUSD where that model's answer was not measured
 
@@ -58,6 +60,11 @@ class Sessions:
     def turn(self) -> IntArray:
         """[N] position of each turn in its session, from 0."""
         return np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], self.num_turns)
+
+    @property
+    def queries(self) -> Queries:
+        """[N] turns as they were before they were answered."""
+        return Queries(self.embedding, self.source, self.prompt_tokens)
 
     @property
     def has_outcomes(self) -> bool:
@@ -95,6 +102,7 @@ _TURN_COLUMNS = (
     "action",
     "quality",
     "cost_nusd",
+    "prompt_tokens",
     "propensity",
     "group_id",
     "source",
@@ -143,6 +151,7 @@ def to_table(sessions: Sessions) -> pa.Table:
         "action": pa.array(sessions.action.astype(np.int16)),
         "quality": pa.array(sessions.quality),
         "cost_nusd": pa.array(sessions.cost_nusd.astype(np.int64)),
+        "prompt_tokens": pa.array(sessions.prompt_tokens.astype(np.int64)),
         "propensity": pa.array(sessions.propensity),
         "group_id": pa.array(sessions.group_id.tolist(), pa.string()),
         "source": pa.array(sessions.source.tolist(), pa.string()),
@@ -187,6 +196,7 @@ def from_table(table: pa.Table, name: str = "table") -> Sessions:
         action=numbers("action", np.int64),
         quality=numbers("quality", np.float32),
         cost_nusd=numbers("cost_nusd", np.int64),
+        prompt_tokens=numbers("prompt_tokens", np.int64),
         propensity=numbers("propensity", np.float32),
         group_id=texts(flat["group_id"]),
         source=texts(flat["source"]),

@@ -16,15 +16,14 @@ import pyarrow.parquet as pq
 
 from seqroute_ray.core import dataset as ds
 from seqroute_ray.core.errors import DataError
-from seqroute_ray.core.estimator import EstimatorConfig, cross_fitted_estimates, fit_estimator, observe
+from seqroute_ray.core.estimator import EstimatorConfig, cross_fitted, fit_estimator, observe
 from seqroute_ray.core.hbr import HbrConfig, relabel
 from seqroute_ray.core.mdp import (
     StateLayout,
-    earlier_mean,
+    TurnFeatures,
     expected_turns_left,
-    outcome_features,
     reference_cost_usd,
-    turn_features,
+    running_mean,
 )
 from seqroute_ray.core.money import to_usd
 from seqroute_ray.core.sessions import Sessions, read_sessions, write_sessions
@@ -105,15 +104,14 @@ def mean_cost_usd(sessions: Sessions) -> list[float]:
 
 def write_turn_table(sessions: Sessions, config: RelabelConfig) -> StateLayout:
     """Fit the estimator, write it and the turns' cross-fitted features; returns the state layout."""
+    estimates, summary = cross_fitted(sessions, config.estimator)
     layout = StateLayout(
         num_models=len(sessions.catalog),
+        summary_width=summary.shape[1],
         reference_cost_usd=reference_cost_usd(to_usd(sessions.cost_nusd), sessions.action, len(sessions.catalog)),
         expected_turns_left=expected_turns_left(sessions.num_turns),
     )
-    estimates = cross_fitted_estimates(sessions, config.estimator)
-    outcomes = outcome_features(estimates, layout)
-    features = turn_features(outcomes, earlier_mean(outcomes, sessions.offsets))
-    ds.write_turns(config.out, sessions.embedding, features, estimates.cost_high_usd)
+    ds.write_turns(config.out, sessions.embedding, TurnFeatures(estimates, running_mean(summary, sessions.offsets)))
     ds.write_estimator(config.out, fit_estimator(observe(sessions), config.estimator, sessions.catalog.names))
     return layout
 

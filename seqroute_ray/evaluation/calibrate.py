@@ -1,8 +1,8 @@
 """Choose the price of a bankruptcy, by budget, on the tune part: how thrifty the policy must be to keep a promise.
 
-At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy`, as long as quality stays
-above the best single model's (less MAX_LOSS); else the highest price that leaves it there. Where no price keeps the
-promise, because the pool has no model cheap enough, the price that gives the most quality is taken.
+At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy`. Where no price does, or only
+at a quality more than MAX_LOSS below the best single model's, the pool has no model cheap enough: then, among prices
+that stay above that quality, the one is taken with the best quality less the share of bankrupt sessions.
 """
 
 from dataclasses import dataclass, replace
@@ -17,8 +17,24 @@ from seqroute_ray.core.sessions import read_sessions
 from seqroute_ray.evaluation.baselines import FixedModel, QPolicy
 from seqroute_ray.evaluation.replay import Policy, ReplayData, replay
 
-PENALTIES = (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0)  # in turns of full quality
-MAX_LOSS = 0.01  # of quality a turn, against the best single model at the budget
+PENALTIES = (
+    0.5,
+    1.0,
+    2.0,
+    3.0,
+    5.0,
+    7.0,
+    10.0,
+    14.0,
+    20.0,
+    28.0,
+    40.0,
+    56.0,
+    80.0,
+    113.0,
+    160.0,
+)  # in turns of full quality
+MAX_LOSS = 0.005  # of quality a turn, against the best single model at the budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +72,8 @@ def choose_penalty(artefact: PolicyArtefact, data: ReplayData, budget: float, ma
         result = replay(policy, data, budget_nusd)
         return float(result.quality.mean()), float(result.bankrupt.mean())
 
-    floor = max(outcome(FixedModel(a, name))[0] for a, name in enumerate(artefact.catalog.names)) - MAX_LOSS
-    outcomes = {penalty: outcome(QPolicy(artefact.network, penalty)) for penalty in PENALTIES}
-    keeping = [penalty for penalty, (_, bankrupt) in outcomes.items() if bankrupt <= max_bankruptcy]
-    worth_it = [penalty for penalty, (quality, _) in outcomes.items() if quality >= floor]
-    if not keeping or not worth_it:
-        return max(outcomes, key=lambda penalty: outcomes[penalty][0])
-    return keeping[0] if keeping[0] in worth_it else worth_it[-1]
+    floor = max(outcome(FixedModel(a))[0] for a in range(len(artefact.catalog))) - MAX_LOSS
+    outcomes = {penalty: outcome(QPolicy(artefact.network, RiskPrices((1.0,), (penalty,)))) for penalty in PENALTIES}
+    worth_it = [p for p, (quality, _) in outcomes.items() if quality >= floor] or list(outcomes)
+    keeping = [p for p in worth_it if outcomes[p][1] <= max_bankruptcy]
+    return keeping[0] if keeping else max(worth_it, key=lambda p: outcomes[p][0] - outcomes[p][1])

@@ -6,7 +6,7 @@ from typing import Literal
 
 from seqroute_ray.core.errors import ConfigError
 
-LAMBDA_GRID = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # quality per reference cost; divided by it, quality per USD
+LAMBDA_GRID = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # quality per reference cost; divided by it, quality per USD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +17,12 @@ class EvaluateConfig:
     sessions: Path  # session Parquet; its `part` is used, or all when it names no parts; with every model's outcome
     out: Path  # folder of report.json and report.html
     part: Literal["tune", "test"] = "test"  # test is for the last word, tune for choosing
-    fit_sessions: Path | None = None  # what the policy learned from: for the table by source
+    fit_sessions: Path | None = None  # what the policy learned from: for the baselines that learn
+    tune_sessions: Path | None = None  # chooses the baselines' knobs; None: in hindsight, on the evaluated part itself
     cloning: Path | None = None  # artefact of behaviour cloning, to compare with
     budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # multiples of the artefact's reference cost
     lambdas_per_usd: tuple[float, ...] = ()  # quality per USD; () is LAMBDA_GRID over the reference cost
-    num_replicates: int = 1000  # bootstrap draws of questions
+    num_replicates: int = 500  # bootstrap draws of questions
     seed: int = 0  # of the random policy and the bootstrap
 
     def __post_init__(self) -> None:

@@ -2,67 +2,85 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seqroute_ray.core.arrays import FloatArray, IntArray
+from seqroute_ray.core.arrays import FloatArray
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.money import to_nusd, to_usd
 from seqroute_ray.core.policy import PolicyArtefact
-from seqroute_ray.core.sessions import Sessions, observed_outcomes, read_sessions
-from seqroute_ray.evaluation.baselines import BudgetHeuristic, FixedModel, QPolicy, RandomModel, SourceTable
+from seqroute_ray.core.sessions import Sessions, read_sessions
+from seqroute_ray.evaluation.compare import Arena, Choice, aiq_table, comparisons, cost_at_equal_quality, verdicts
 from seqroute_ray.evaluation.config import LAMBDA_GRID, EvaluateConfig
-from seqroute_ray.evaluation.metrics import (
-    Measured,
-    Replicates,
-    interval,
-    measure,
-    question_replicates,
-    share_by_remaining,
+from seqroute_ray.evaluation.families import (
+    CQL,
+    ORACLE,
+    Family,
+    fitted_families,
+    learned_families,
+    simple_families,
 )
+from seqroute_ray.evaluation.metrics import Measured, Replicates, measure, question_replicates, share_by_remaining
 from seqroute_ray.evaluation.oracle import plan_oracle, replay_oracle
-from seqroute_ray.evaluation.replay import Policy, ReplayData, ReplayResult, replay
+from seqroute_ray.evaluation.reliability import reliability
+from seqroute_ray.evaluation.replay import ReplayData, replay
 from seqroute_ray.evaluation.report import write_html
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # (replays done, replays in all)
 SHARE_EDGES = np.geomspace(0.01, 1.0, 13)  # of remaining budget, as multiples of the reference cost
-CQL, CLONING, ORACLE = "cql", "behaviour cloning", "oracle"
+Report = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """A policy, how to replay it, and the lambda it was asked for."""
-
-    name: str
-    replay: Callable[[IntArray], ReplayResult]  # budget_nusd [S] -> result
-    lambda_per_usd: float | None = None
-
-
-def evaluate(config: EvaluateConfig, progress: Progress = lambda _done, _total: None) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, progress: Progress = lambda _done, _total: None) -> Report:
     """Replay, measure, write both reports; returns the content of report.json. Raises DataError, ArtefactError."""
     artefact = PolicyArtefact.load(config.policy)
-    sessions = read_sessions(config.sessions).of_part(config.part)
-    check_pool(sessions, artefact, config.sessions)
-    data = ReplayData.prepare(sessions, artefact.estimator, artefact.layout)
-    replicates = question_replicates(sessions, config.num_replicates, config.seed)
-    people = contestants(config, artefact, data)
+    data = _prepare(config.sessions, config.part, artefact)
+    tune = None if config.tune_sessions is None else _prepare(config.tune_sessions, "tune", artefact)
+    fit = None if config.fit_sessions is None else _fit_sessions(config.fit_sessions, artefact)
+    families = all_families(config, artefact, fit)
     budgets_usd = [multiple * artefact.layout.reference_cost_usd for multiple in config.budgets]
-    measured, shares = _replay_all(people, budgets_usd, data, replicates, progress)
+    replicates = question_replicates(data.sessions, config.num_replicates, config.seed)
+    steps = sum(len(family.settings) for family in families) * len(budgets_usd)
+    count = _Counter(progress, steps if tune is None else 2 * steps)
+    arena = Arena(
+        families=families,
+        budgets_usd=budgets_usd,
+        measured=_replay_all(families, budgets_usd, data, replicates, count),
+        choice=_choose(families, budgets_usd, tune, count),
+        oracle=_oracle(data, budgets_usd, replicates),
+        reference_cost_usd=artefact.layout.reference_cost_usd,
+        cost_range_usd=_cost_range_usd(data.sessions),
+    )
     report = {
-        "rows": _rows(people, budgets_usd, measured, sessions),
-        "verdicts": _verdicts(people, budgets_usd, measured),
-        "shares_by_remaining": shares,
-        "header": _header(config, artefact, sessions),
+        "header": _header(config, artefact, data.sessions),
+        "rows": _rows(arena, data.sessions),
+        "verdicts": verdicts(arena),
+        "comparisons": comparisons(arena),
+        "aiq": aiq_table(arena),
+        "cost_at_equal_quality": cost_at_equal_quality(arena),
+        "shares_by_remaining": _shares(arena, data),
+        "reliability": reliability(data, fit),
     }
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     write_html(report, config.out / "report.html")
     return report
+
+
+def all_families(config: EvaluateConfig, artefact: PolicyArtefact, fit: Sessions | None) -> list[Family]:
+    """Every policy of the report: the learned ones first."""
+    cloning = None if config.cloning is None else PolicyArtefact.load(config.cloning, expect=artefact.catalog)
+    if cloning is not None and cloning.data_fingerprint != artefact.data_fingerprint:
+        raise DataError(f"{config.cloning}: learned from another dataset than {config.policy}; train both on one")
+    lambdas = config.lambdas_per_usd or tuple(x / artefact.layout.reference_cost_usd for x in LAMBDA_GRID)
+    mean_cost_usd = np.array(artefact.configs["mean_cost_usd"])
+    families = learned_families(artefact, cloning, lambdas)
+    families += simple_families(artefact.catalog.names, mean_cost_usd, config.seed)
+    return families if fit is None else families + fitted_families(fit, artefact)
 
 
 def check_pool(sessions: Sessions, artefact: PolicyArtefact, path: Path) -> None:
@@ -74,116 +92,131 @@ def check_pool(sessions: Sessions, artefact: PolicyArtefact, path: Path) -> None
         )
 
 
-def contestants(config: EvaluateConfig, artefact: PolicyArtefact, data: ReplayData) -> list[Contestant]:
-    """Every policy of the report; baselines first, the oracle last."""
-    policies: list[Policy] = [FixedModel(action, f"only {name}") for action, name in enumerate(artefact.catalog.names)]
-    policies.append(RandomModel(config.seed))
-    policies.append(BudgetHeuristic(np.array(artefact.configs["mean_cost_usd"])))
-    if config.fit_sessions is not None:
-        fit = read_sessions(config.fit_sessions).of_part("fit")
-        check_pool(fit, artefact, config.fit_sessions)
-        policies.append(SourceTable.fit(fit, *observed_outcomes(fit)))
-    if config.cloning is not None:
-        cloning = PolicyArtefact.load(config.cloning, expect=artefact.catalog)
-        if cloning.data_fingerprint != artefact.data_fingerprint:
-            raise DataError(f"{config.cloning}: learned from another dataset than {config.policy}; train both on one")
-        policies.append(QPolicy(cloning.network, cloning.risk.penalties[0], name=CLONING))
-    people = [Contestant(policy.name, _replayer(policy, data)) for policy in policies]
-    lambdas = config.lambdas_per_usd or tuple(x / artefact.layout.reference_cost_usd for x in LAMBDA_GRID)
-    for value in lambdas:
-        people.append(Contestant(CQL, cql_replayer(artefact, data, value), value))
-    plan = plan_oracle(data.sessions)
-    people.append(Contestant(ORACLE, lambda budget_nusd: replay_oracle(plan, data.sessions, budget_nusd)))
-    return people
+def _prepare(path: Path, part: str, artefact: PolicyArtefact) -> ReplayData:
+    sessions = read_sessions(path).of_part(part)
+    check_pool(sessions, artefact, path)
+    return ReplayData.prepare(sessions, artefact.estimator, artefact.layout)
 
 
-def cql_replayer(
-    artefact: PolicyArtefact, data: ReplayData, lambda_per_usd: float
-) -> Callable[[IntArray], ReplayResult]:
-    """Replays the artefact as the server would run it: the budget sets the price of a bankruptcy."""
-
-    def run(budget_nusd: IntArray) -> ReplayResult:
-        penalty = artefact.penalty(float(to_usd(budget_nusd).mean()))
-        return replay(QPolicy(artefact.network, penalty, lambda_per_usd), data, budget_nusd)
-
-    return run
+def _fit_sessions(path: Path, artefact: PolicyArtefact) -> Sessions:
+    sessions = read_sessions(path).of_part("fit")
+    check_pool(sessions, artefact, path)
+    return sessions
 
 
-def _replayer(policy: Policy, data: ReplayData) -> Callable[[IntArray], ReplayResult]:
-    return lambda budget_nusd: replay(policy, data, budget_nusd)
+class _Counter:
+    """Counts replays for the progress bar."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def step(self) -> None:
+        self._done += 1
+        self._progress(self._done, self._total)
 
 
 def _replay_all(
-    people: Sequence[Contestant],
-    budgets_usd: Sequence[float],
-    data: ReplayData,
-    replicates: Replicates,
-    progress: Progress,
-) -> tuple[list[list[Measured]], dict[str, Any]]:
-    """Figures by contestant and budget, and the share of models against remaining money of CQL at lambda 0."""
-    reference_usd, num_models = data.layout.reference_cost_usd, data.layout.num_models
-    measured: list[list[Measured]] = []
-    turns_by_share = np.zeros((len(SHARE_EDGES) - 1, num_models))
-    for person in people:
-        row = []
-        for budget_usd in budgets_usd:
-            result = person.replay(np.full(data.sessions.num_sessions, to_nusd(budget_usd)))
-            row.append(measure(result, data.sessions, replicates))
-            if person.name == CQL and person.lambda_per_usd == 0:
-                share, turns = share_by_remaining(result, num_models, reference_usd, SHARE_EDGES)
-                turns_by_share += share * turns[:, None]
-            progress(len(measured) * len(budgets_usd) + len(row), len(people) * len(budgets_usd))
-        measured.append(row)
+    families: list[Family], budgets_usd: list[float], data: ReplayData, replicates: Replicates, count: _Counter
+) -> list[list[list[Measured]]]:
+    """Figures by family, setting and budget."""
+
+    def figures(family: Family) -> list[list[Measured]]:
+        table = []
+        for setting in family.settings:
+            row = []
+            for budget_usd in budgets_usd:
+                result = replay(setting.policy, data, np.full(data.sessions.num_sessions, to_nusd(budget_usd)))
+                row.append(measure(result, data.sessions, replicates))
+                count.step()
+            table.append(row)
+        return table
+
+    return [figures(family) for family in families]
+
+
+def _choose(
+    families: list[Family], budgets_usd: list[float], tune: ReplayData | None, count: _Counter
+) -> Choice | None:
+    """What each setting does on the tune part; None without one."""
+    if tune is None:
+        return None
+    shape = (len(budgets_usd),)
+    quality, bankruptcy = [], []
+    for family in families:
+        q, b = (np.zeros((len(family.settings), *shape)) for _ in range(2))
+        for s, setting in enumerate(family.settings):
+            for i, budget_usd in enumerate(budgets_usd):
+                result = replay(setting.policy, tune, np.full(tune.sessions.num_sessions, to_nusd(budget_usd)))
+                q[s, i], b[s, i] = result.quality.mean(), result.bankrupt.mean()
+                count.step()
+        quality.append(q)
+        bankruptcy.append(b)
+    return Choice(quality, bankruptcy)
+
+
+def _oracle(data: ReplayData, budgets_usd: list[float], replicates: Replicates) -> list[Measured]:
+    plan = plan_oracle(data.sessions)
+    budgets = [np.full(data.sessions.num_sessions, to_nusd(budget_usd)) for budget_usd in budgets_usd]
+    return [measure(replay_oracle(plan, data.sessions, budget), data.sessions, replicates) for budget in budgets]
+
+
+def _cost_range_usd(sessions: Sessions) -> tuple[float, float]:
+    """A turn of the cheapest and of the dearest single model, with no budget; above 0 for the logarithm."""
+    mean_usd = to_usd(sessions.outcome_cost_nusd).mean(axis=0)
+    return max(float(mean_usd.min()), 1e-9), float(mean_usd.max())
+
+
+def _rows(arena: Arena, sessions: Sessions) -> list[Report]:
+    """One row a (policy, budget) at the chosen setting, and every lambda of CQL."""
+    rows = []
+    for f, family in enumerate(arena.families):
+        for s, setting in enumerate(family.settings):
+            for b, budget_usd in enumerate(arena.budgets_usd):
+                if family.name == CQL or s == arena.chosen(f, b):
+                    lambda_per_usd = getattr(setting.policy, "lambda_per_usd", None) if family.name == CQL else None
+                    row = _row(family.name, setting.knob, lambda_per_usd, budget_usd, arena.measured[f][s][b], sessions)
+                    rows.append(row)
+    for budget_usd, figures in zip(arena.budgets_usd, arena.oracle, strict=True):
+        rows.append(_row(ORACLE, "", None, budget_usd, figures, sessions))
+    return rows
+
+
+def _row(
+    policy: str, knob: str, lambda_per_usd: float | None, budget_usd: float, figures: Measured, sessions: Sessions
+) -> Report:
+    return {
+        "policy": policy,
+        "knob": knob,
+        "lambda_per_usd": lambda_per_usd,
+        "budget_usd": budget_usd,
+        "quality": figures.quality,
+        "quality_ci": figures.quality_ci,
+        "cost_usd_per_turn": figures.cost_usd_per_turn,
+        "cost_ci": figures.cost_ci,
+        "bankruptcy_rate": figures.bankruptcy_rate,
+        "bankruptcy_ci": figures.bankruptcy_ci,
+        "model_share": dict(zip(sessions.catalog.names, figures.model_share.tolist(), strict=True)),
+    }
+
+
+def _shares(arena: Arena, data: ReplayData) -> Report:
+    """Share of models against remaining money of CQL at its first lambda, over all budgets."""
+    num_models = data.layout.num_models
+    turns_by_share: FloatArray = np.zeros((len(SHARE_EDGES) - 1, num_models))
+    policy = arena.families[arena.index(CQL)].settings[0].policy
+    for budget_usd in arena.budgets_usd:
+        result = replay(policy, data, np.full(data.sessions.num_sessions, to_nusd(budget_usd)))
+        share, turns = share_by_remaining(result, num_models, arena.reference_cost_usd, SHARE_EDGES)
+        turns_by_share += share * turns[:, None]
     totals = turns_by_share.sum(axis=1)
-    return measured, {
+    return {
         "edges": SHARE_EDGES.tolist(),
         "num_turns": totals.tolist(),
         "share": (turns_by_share / np.maximum(totals, 1)[:, None]).tolist(),
     }
 
 
-def _rows(
-    people: Sequence[Contestant], budgets_usd: Sequence[float], measured: list[list[Measured]], sessions: Sessions
-) -> list[dict[str, Any]]:
-    """One row a (policy, lambda, budget)."""
-    rows = []
-    for person, figures in zip(people, measured, strict=True):
-        for budget_usd, figure in zip(budgets_usd, figures, strict=True):
-            fields = {name: value for name, value in asdict(figure).items() if name != "quality_replicates"}
-            fields["model_share"] = dict(zip(sessions.catalog.names, figure.model_share.tolist(), strict=True))
-            rows.append(
-                {"policy": person.name, "lambda_per_usd": person.lambda_per_usd, "budget_usd": budget_usd, **fields}
-            )
-    return rows
-
-
-def _verdicts(
-    people: Sequence[Contestant], budgets_usd: Sequence[float], measured: list[list[Measured]]
-) -> list[dict[str, Any]]:
-    """CQL at every (lambda, budget) against the best simple policy there: the paired difference of quality."""
-    simple = [
-        i for i, person in enumerate(people) if person.name.startswith("only ") or person.name in ("random", CLONING)
-    ]
-    verdicts = []
-    for i, person in enumerate(people):
-        if person.name != CQL:
-            continue
-        for b, budget_usd in enumerate(budgets_usd):
-            best = max(simple, key=lambda j, b=b: measured[j][b].quality)  # type: ignore[misc]
-            difference: FloatArray = measured[i][b].quality_replicates - measured[best][b].quality_replicates
-            verdicts.append(
-                {
-                    "lambda_per_usd": person.lambda_per_usd,
-                    "budget_usd": budget_usd,
-                    "best_simple": people[best].name,
-                    "quality_difference": measured[i][b].quality - measured[best][b].quality,
-                    "difference_ci": interval(difference),
-                }
-            )
-    return verdicts
-
-
-def _header(config: EvaluateConfig, artefact: PolicyArtefact, sessions: Sessions) -> dict[str, Any]:
+def _header(config: EvaluateConfig, artefact: PolicyArtefact, sessions: Sessions) -> Report:
     return {
         "policy_version": artefact.version,
         "data_fingerprint": artefact.data_fingerprint,
@@ -194,6 +227,7 @@ def _header(config: EvaluateConfig, artefact: PolicyArtefact, sessions: Sessions
         "num_turns": len(sessions.action),
         "num_questions": len(np.unique(sessions.group_id)),
         "budgets": list(config.budgets),
+        "knobs_chosen_on": "this part, in hindsight" if config.tune_sessions is None else "tune part",
         "seed": config.seed,
         "num_replicates": config.num_replicates,
     }

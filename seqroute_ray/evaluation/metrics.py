@@ -7,6 +7,7 @@ so differences between two of them are paired. benchmarks/intervals.py holds thi
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,18 +28,27 @@ class Replicates:
     weight: NDArray[np.float32]  # [R, N]
     session_share: NDArray[np.float32]  # [N] 1 / turns of the session: a session's turns add up to 1
 
-    def mean(self, per_turn: NDArray[Any]) -> FloatArray:
-        """[R] weighted means of a figure a turn [N]."""
-        return self._ratio(per_turn, np.ones_like(self.session_share))
+    def means(self, per_turn: NDArray[Any]) -> FloatArray:
+        """[R, C] weighted means of C figures a turn [N, C]."""
+        return self._ratio(per_turn, self._turns)
 
     def rate(self, per_turn: NDArray[Any]) -> FloatArray:
         """[R] weighted counts of an event [N] for each session."""
-        return self._ratio(per_turn, self.session_share)
+        return self._ratio(per_turn[:, None], self._sessions)[:, 0]
 
-    def _ratio(self, per_turn: NDArray[Any], unit: NDArray[np.float32]) -> FloatArray:
-        """[R]; NaN in a replicate that drew none of a handful of turns."""
-        counted, units = self.weight @ per_turn.astype(np.float32), self.weight @ unit
-        ratio: FloatArray = np.divide(counted, units, out=np.full_like(units, np.nan), where=units > 0)
+    @cached_property
+    def _turns(self) -> FloatArray:
+        return np.asarray(self.weight.sum(axis=1))
+
+    @cached_property
+    def _sessions(self) -> FloatArray:
+        return np.asarray(self.weight @ self.session_share)
+
+    def _ratio(self, per_turn: NDArray[Any], units: FloatArray) -> FloatArray:
+        """[R, C]; NaN in a replicate that drew none of a handful of turns."""
+        counted = self.weight @ per_turn.astype(np.float32)
+        bottom = np.broadcast_to(units[:, None], counted.shape)
+        ratio: FloatArray = np.divide(counted, bottom, out=np.full(counted.shape, np.nan), where=bottom > 0)
         return ratio
 
 
@@ -81,23 +91,26 @@ class Measured:
     bankruptcy_ci: Interval
     model_share: FloatArray  # [K] of the turns that were decided, bankrupting ones included
     quality_replicates: FloatArray  # [R]
+    cost_replicates: FloatArray  # [R]
 
 
 def measure(result: ReplayResult, sessions: Sessions, replicates: Replicates) -> Measured:
     """Summarise a replay."""
     cost_usd = to_usd(result.cost_nusd)
-    quality_replicates = replicates.mean(result.quality)
+    quality_replicates, cost_replicates = replicates.means(np.stack([result.quality, 1e3 * cost_usd], axis=1)).T
+    cost_replicates = cost_replicates / 1e3  # thousandths of a dollar keep float32's digits
     decided = result.action[result.action != UNSERVED]
     share = np.bincount(decided, minlength=len(sessions.catalog)) / max(1, len(decided))
     return Measured(
         quality=float(result.quality.mean(dtype=np.float64)),
         quality_ci=interval(quality_replicates),
         cost_usd_per_turn=float(cost_usd.mean()),
-        cost_ci=interval(replicates.mean(cost_usd)),
+        cost_ci=interval(cost_replicates),
         bankruptcy_rate=float(result.bankrupt.mean()),
         bankruptcy_ci=interval(replicates.rate(result.bankrupting)),
         model_share=share,
         quality_replicates=quality_replicates,
+        cost_replicates=cost_replicates,
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.estimator import Estimates, OutcomeEstimator
-from seqroute_ray.core.mdp import NO_ACTION, StateLayout, earlier_mean, outcome_features, turn_features
+from seqroute_ray.core.mdp import StateLayout, TurnFeatures, running_mean
 from seqroute_ray.core.money import to_usd
 from seqroute_ray.core.sessions import Sessions
 
@@ -25,8 +25,12 @@ class ReplayData:
 
     sessions: Sessions
     layout: StateLayout
-    estimates: Estimates
-    features: NDArray[np.float32]  # [N, layout.num_features]
+    features: TurnFeatures  # [N]
+
+    @property
+    def estimates(self) -> Estimates:
+        """[N, K] of every turn."""
+        return self.features.estimates
 
     @classmethod
     def prepare(cls, sessions: Sessions, estimator: OutcomeEstimator, layout: StateLayout) -> "ReplayData":
@@ -35,10 +39,9 @@ class ReplayData:
             raise DataError(
                 "replay needs the outcome of every model for every turn; log them, or `sample --with-outcomes`"
             )
-        estimates = estimator.predict(sessions.embedding)
-        outcomes = outcome_features(estimates, layout)
-        features = turn_features(outcomes, earlier_mean(outcomes, sessions.offsets))
-        return cls(sessions, layout, estimates, features)
+        queries = sessions.queries
+        history = running_mean(estimator.features.summary(queries), sessions.offsets)
+        return cls(sessions, layout, TurnFeatures(estimator.predict(queries, sessions.catalog), history))
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,11 @@ class Turns:
     row: IntArray  # [n] rows of data.sessions
     turn: int
     remaining_usd: FloatArray  # [n]
-    previous_action: IntArray  # [n]
+    budget_usd: FloatArray  # [n] of the whole session
 
 
 class Policy(Protocol):
     """Chooses the model of a turn."""
-
-    @property
-    def name(self) -> str: ...
 
     def act(self, data: ReplayData, turns: Turns) -> IntArray:
         """[n] actions."""
@@ -83,11 +83,10 @@ def replay(policy: Policy, data: ReplayData, budget_nusd: IntArray) -> ReplayRes
     spent, remaining_before = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
     remaining = budget_nusd.astype(np.int64)
     bankrupt, bankrupting = np.zeros(sessions.num_sessions, dtype=np.bool_), np.zeros(num_rows, dtype=np.bool_)
-    previous = np.full(sessions.num_sessions, NO_ACTION, dtype=np.int64)
     for t in range(int(num_turns.max())):
         live = np.flatnonzero((num_turns > t) & ~bankrupt)
         rows = sessions.offsets[live] + t
-        chosen = policy.act(data, Turns(rows, t, to_usd(remaining[live]), previous[live]))
+        chosen = policy.act(data, Turns(rows, t, to_usd(remaining[live]), to_usd(budget_nusd[live])))
         cost = sessions.outcome_cost_nusd[rows, chosen]
         served = cost <= remaining[live]
         remaining_before[rows] = remaining[live]
@@ -96,5 +95,4 @@ def replay(policy: Policy, data: ReplayData, budget_nusd: IntArray) -> ReplayRes
         spent[rows] = np.where(served, cost, 0)
         remaining[live] -= spent[rows]
         bankrupt[live] = bankrupting[rows] = ~served
-        previous[live] = chosen
     return ReplayResult(action, quality, spent, bankrupt, bankrupting, remaining_before)

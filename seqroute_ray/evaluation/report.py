@@ -12,6 +12,24 @@ from seqroute_ray.evaluation import plots
 TEMPLATE = "report.html.jinja"
 
 
+FIGURES = (
+    plots.budgets,
+    plots.most_quality,
+    plots.at_most_1_percent_bankrupt,
+    plots.bankruptcy,
+    plots.model_shares,
+    plots.reliability,
+)
+
+
+def savings_table(report: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Share of cost saved at each baseline's own quality, by budget; None: not reached."""
+    table: dict[str, list[float | None]] = {}
+    for row in report["cost_at_equal_quality"]:
+        table.setdefault(row["baseline"], []).append(row["saving"])
+    return table
+
+
 def write_html(report: dict[str, Any], path: Path) -> None:
     """Render the report to `path`, and its main figure to frontier.svg beside it."""
     environment = jinja2.Environment(
@@ -32,7 +50,9 @@ def write_html(report: dict[str, Any], path: Path) -> None:
         by_budget=[(budget, list(rows)) for budget, rows in by_budget],
         # Our own SVG, text escaped by matplotlib.
         frontier=Markup(frontier),  # noqa: S704
-        bankruptcy=Markup(plots.svg(plots.bankruptcy(report))),  # noqa: S704
-        model_shares=Markup(plots.svg(plots.model_shares(report))),  # noqa: S704
+        **{figure.__name__: Markup(plots.svg(figure(report))) for figure in FIGURES},  # noqa: S704
+        aiq=report["aiq"],
+        savings=savings_table(report),
+        reliability_rows=report["reliability"],
     )
     path.write_text(page)

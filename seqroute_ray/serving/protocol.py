@@ -10,9 +10,11 @@ from seqroute_ray.core.errors import SeqRouteError
 from seqroute_ray.core.money import to_nusd
 
 SESSION_HEADER, BUDGET_HEADER, LAMBDA_HEADER = "x-session-id", "x-session-budget-usd", "x-lambda"
+TASK_TYPE_HEADER = "x-task-type"  # as `source` in the logs; a type that the policy does not know is inferred
 MAX_SESSION_ID_CHARACTERS = 256
 MAX_BUDGET_USD = 1e9
-BYTES_PER_TOKEN = 3  # typical text has about 4: see prompt_tokens_bound
+TYPICAL_BYTES_PER_TOKEN = 4
+MIN_BYTES_PER_TOKEN = 3  # see prompt_tokens_bound
 TOKENS_PER_MESSAGE = 8  # role, separators and the chat template
 SET_BY_ROUTER = ("model", "max_tokens", "max_completion_tokens", "stream", "stream_options", "n")
 PROMPT_FIELDS = ("tools", "functions", "response_format")  # become part of the prompt
@@ -33,18 +35,20 @@ class ChatRequest:
     """One validated chat completion request."""
 
     text: str  # the last user message: what is embedded
-    prompt_tokens: int  # upper bound of the whole prompt
+    prompt_tokens: int  # typical estimate of the whole prompt
+    prompt_tokens_bound: int  # upper bound of it
     max_tokens: int | None  # as asked
     fields: dict[str, Any]  # what goes upstream as it came
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnHeaders:
-    """What the request's headers say of session, budget and lambda; None where absent."""
+    """What the request's headers say of session, budget, lambda and task; None or "" where absent."""
 
     session_id: str | None = None
     budget_nusd: int | None = None
     lambda_per_usd: float | None = None
+    task_type: str = ""  # as the caller names it
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
@@ -74,7 +78,8 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
         raise RequestError("messages must be a non-empty list of objects with role and content")
     return ChatRequest(
         text=last_user_text(messages),
-        prompt_tokens=prompt_tokens_bound(body),
+        prompt_tokens=sum(_prompt_bytes(body)) // TYPICAL_BYTES_PER_TOKEN,
+        prompt_tokens_bound=prompt_tokens_bound(body),
         max_tokens=_asked_tokens(body),
         fields={name: value for name, value in body.items() if name not in SET_BY_ROUTER},
     )
@@ -94,10 +99,14 @@ def prompt_tokens_bound(body: Mapping[str, Any]) -> int:
     No tokenizer fits every provider. Text has about 4 bytes a token, so 3 leaves a third in hand; only unusual text
     (dense symbols, rare scripts) passes it, and then the bill above the reservation is recorded as overshoot.
     """
+    return sum(math.ceil(n / MIN_BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE for n in _prompt_bytes(body))
+
+
+def _prompt_bytes(body: Mapping[str, Any]) -> list[int]:
+    """UTF-8 bytes of every message, tool and schema."""
     parts = [body[name] for name in PROMPT_FIELDS if body.get(name) is not None]
     num_bytes = [len(json.dumps(part, ensure_ascii=False).encode()) for part in parts]
-    num_bytes += [_message_bytes(message) for message in body["messages"]]
-    return sum(math.ceil(n / BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE for n in num_bytes)
+    return num_bytes + [_message_bytes(message) for message in body["messages"]]
 
 
 def _message_bytes(message: dict[str, Any]) -> int:
@@ -145,6 +154,7 @@ def parse_headers(headers: Mapping[str, str]) -> TurnHeaders:
         session_id=session_id,
         budget_nusd=None if budget is None else budget_to_nusd(BUDGET_HEADER, budget),
         lambda_per_usd=None if lam is None else _lambda(lam),
+        task_type=headers.get(TASK_TYPE_HEADER, ""),
     )
 
 

@@ -86,7 +86,7 @@ class ReplayProvider:
         recorded_tokens = int(outcomes.completion_tokens[question, action])
         completion_tokens = min(recorded_tokens, chat.max_tokens or recorded_tokens)
         # A provider cannot bill more prompt than was sent, however long the recorded question is.
-        prompt_tokens = min(int(outcomes.prompt_tokens[question, action]), chat.prompt_tokens)
+        prompt_tokens = min(int(outcomes.prompt_tokens[question, action]), chat.prompt_tokens_bound)
         text = f"Replay of {model} on recorded question {outcomes.query_id[question]}; no model was called."
         return {
             "id": f"chatcmpl-replay-{uuid.uuid4().hex}",

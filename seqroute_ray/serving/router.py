@@ -1,9 +1,8 @@
 """The routing decision: one turn and an account in, model, max_tokens and worst case out. No HTTP, no ledger writes.
 
 A session's context, kept in its ledger account, is what routing remembers of earlier turns:
-    num_turns        int, turns answered so far
-    outcome_sum      [F] floats, sum of the earlier turns' mdp.outcome_features
-    previous_action  int, mdp.NO_ACTION before the first turn
+    num_turns    int, turns answered so far
+    summary_sum  [R + 1] floats, sum of the earlier turns' QueryFeatures.summary
 """
 
 import math
@@ -18,10 +17,12 @@ from numpy.typing import NDArray
 from seqroute_ray.core.arrays import BoolArray
 from seqroute_ray.core.embedding import Embedder
 from seqroute_ray.core.errors import ArtefactError, ConfigError
+from seqroute_ray.core.estimator import Estimates
 from seqroute_ray.core.ledger import Account, exhausted
-from seqroute_ray.core.mdp import NO_ACTION, affordable, encode_state, outcome_features, turn_features
+from seqroute_ray.core.mdp import TurnFeatures, affordable, encode_state
 from seqroute_ray.core.money import to_nusd, to_usd
 from seqroute_ray.core.policy import PolicyArtefact, lambda_greedy
+from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +40,23 @@ class Decision:
     max_tokens: int
     reserve_nusd: int  # worst case: prompt bound and max_tokens at the catalog's prices, rounded up
     policy_version: str
-    outcomes: tuple[float, ...]  # [F] outcome_features of this turn, for the session's context
+    summary: tuple[float, ...]  # [R + 1] QueryFeatures.summary of this turn, for the session's context
 
     def to_json(self) -> dict[str, Any]:
         """What an answer says about itself; money in USD."""
         fields = asdict(self)
-        del fields["outcomes"]
+        del fields["summary"]
         fields["reserve_usd"] = fields.pop("reserve_nusd") / 1e9
         return fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What is known of a request's prompt beside the query's text."""
+
+    tokens: int  # typical estimate of the whole prompt: what the cost is predicted from
+    tokens_bound: int  # upper bound: what is reserved
+    task_type: str = UNKNOWN_TYPE  # as the caller names it
 
 
 class Router:
@@ -66,34 +76,35 @@ class Router:
         return self._embedder.embed([text])
 
     def decide(
-        self, text: str, account: Account, prompt_tokens: int, max_tokens: int | None, lambda_per_usd: float
+        self, text: str, account: Account, prompt: Prompt, max_tokens: int | None, lambda_per_usd: float
     ) -> Decision:
         """Choose for a query text; see `choose`."""
-        return self.choose(self.embed(text), account, prompt_tokens, max_tokens, lambda_per_usd)
+        return self.choose(self.embed(text), account, prompt, max_tokens, lambda_per_usd)
 
     def choose(
         self,
         embedding: NDArray[np.float32],
         account: Account,
-        prompt_tokens: int,
+        prompt: Prompt,
         max_tokens: int | None,
         lambda_per_usd: float,
     ) -> Decision:
         """The model that the policy prefers among those that the money left can pay.
 
-        embedding: [1, D]. prompt_tokens: upper bound of the whole prompt. max_tokens: asked for; None: the default.
+        embedding: [1, D] of the query. max_tokens: asked for; None: the default.
         Raises BudgetExhaustedError when not even one token of any model can be paid.
         """
         catalog, remaining_nusd = self.artefact.catalog, account.remaining_nusd
-        estimates = self.artefact.estimator.predict(embedding)
-        outcomes = outcome_features(estimates, self.artefact.layout)
-        clamps = self.clamps(prompt_tokens, max_tokens, remaining_nusd)
+        queries = Queries(embedding, np.array([prompt.task_type]), np.array([prompt.tokens]))
+        estimates = self.artefact.estimator.predict(queries, catalog)
+        summary = self.artefact.estimator.features.summary(queries)
+        clamps = self.clamps(prompt.tokens_bound, max_tokens, remaining_nusd)
         if not any(clamps):
-            raise exhausted(account, min(self.worst_case_nusd(k, prompt_tokens, 1) for k in range(len(catalog))))
+            raise exhausted(account, min(self.worst_case_nusd(k, prompt.tokens_bound, 1) for k in range(len(catalog))))
         high_usd = estimates.cost_high_usd[0]
         allowed = self._allowed(high_usd, clamps, remaining_nusd)
         penalty = self.artefact.penalty(float(to_usd(account.budget_nusd)))
-        values = self.artefact.network.values(self.state(outcomes, account))
+        values = self.artefact.network.values(self.state(estimates, summary, account))
         q_values = values.q_values(penalty)
         action = int(lambda_greedy(q_values, estimates.cost_usd, allowed[None], lambda_per_usd)[0])
         return Decision(
@@ -104,23 +115,20 @@ class Router:
             q_values=dict(zip(catalog.names, q_values[0].tolist(), strict=True)),
             bankruptcy=dict(zip(catalog.names, values.bankruptcy[0].tolist(), strict=True)),
             predicted_cost_usd=dict(zip(catalog.names, estimates.cost_usd[0].tolist(), strict=True)),
-            masked=self._reasons(allowed, clamps, high_usd, prompt_tokens, remaining_nusd),
+            masked=self._reasons(allowed, clamps, high_usd, prompt.tokens_bound, remaining_nusd),
             max_tokens=clamps[action],
-            reserve_nusd=self.worst_case_nusd(action, prompt_tokens, clamps[action]),
+            reserve_nusd=self.worst_case_nusd(action, prompt.tokens_bound, clamps[action]),
             policy_version=self.version,
-            outcomes=tuple(outcomes[0].tolist()),
+            summary=tuple(summary[0].tolist()),
         )
 
-    def state(self, outcomes: NDArray[np.float32], account: Account) -> NDArray[np.float32]:
+    def state(self, estimates: Estimates, summary: NDArray[np.float32], account: Account) -> NDArray[np.float32]:
         """[1, state_dim] of this turn, exactly as training encodes it."""
-        num_turns, outcome_sum, previous_action = _read_context(account.context, outcomes.shape[1])
-        earlier = (outcome_sum / max(num_turns, 1)).astype(np.float32)
+        num_turns, summary_sum = _read_context(account.context, summary.shape[1])
+        history = ((summary_sum + summary) / (num_turns + 1)).astype(np.float32)
+        remaining_usd = np.array([to_usd(account.remaining_nusd)])
         return encode_state(
-            self.artefact.layout,
-            turn_features(outcomes, earlier[None]),
-            np.array([to_usd(account.remaining_nusd)]),
-            np.array([num_turns]),
-            np.array([previous_action]),
+            self.artefact.layout, TurnFeatures(estimates, history), remaining_usd, np.array([num_turns])
         )
 
     def clamps(self, prompt_tokens: int, max_tokens: int | None, remaining_nusd: int) -> list[int]:
@@ -175,24 +183,20 @@ def _nusd_per_token(usd_per_m: float) -> Fraction:
     return Fraction(f"{usd_per_m:.12g}") * 1000
 
 
-def _read_context(context: Mapping[str, Any], width: int) -> tuple[int, NDArray[np.float64], int]:
-    """num_turns, outcome_sum [width] and previous_action; those of a first turn when the context is empty."""
+def _read_context(context: Mapping[str, Any], width: int) -> tuple[int, NDArray[np.float64]]:
+    """num_turns and summary_sum [width]; those of a first turn when the context is empty."""
     if not context:
-        return 0, np.zeros(width), NO_ACTION
-    outcome_sum = np.array(context["outcome_sum"], dtype=np.float64)
-    if len(outcome_sum) != width:
+        return 0, np.zeros(width)
+    summary_sum = np.array(context["summary_sum"], dtype=np.float64)
+    if len(summary_sum) != width:
         raise ArtefactError(
-            f"this session was begun under a policy of {len(outcome_sum)} outcome features, this one has {width}; "
+            f"this session was begun under a policy of {len(summary_sum)} summary features, this one has {width}; "
             "begin a new session"
         )
-    return context["num_turns"], outcome_sum, context["previous_action"]
+    return context["num_turns"], summary_sum
 
 
 def advance(context: Mapping[str, Any], decision: Decision) -> dict[str, Any]:
     """The session's context after this turn."""
-    num_turns, outcome_sum, _ = _read_context(context, len(decision.outcomes))
-    return {
-        "num_turns": num_turns + 1,
-        "outcome_sum": (outcome_sum + np.array(decision.outcomes)).tolist(),
-        "previous_action": decision.action,
-    }
+    num_turns, summary_sum = _read_context(context, len(decision.summary))
+    return {"num_turns": num_turns + 1, "summary_sum": (summary_sum + np.array(decision.summary)).tolist()}

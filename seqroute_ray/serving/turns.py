@@ -17,7 +17,7 @@ from seqroute_ray.core.ledger import Account
 from seqroute_ray.core.money import to_nusd
 from seqroute_ray.serving.config import ServingConfig, load_artefact
 from seqroute_ray.serving.protocol import BUDGET_HEADER, SESSION_HEADER, ChatRequest, RequestError, TurnHeaders
-from seqroute_ray.serving.router import Decision, Router, advance
+from seqroute_ray.serving.router import Decision, Prompt, Router, advance
 from seqroute_ray.serving.sqlite_ledger import SqliteLedger
 from seqroute_ray.serving.upstream import UpstreamClient, UpstreamError
 
@@ -133,8 +133,11 @@ class TurnService:
     ) -> Decision:
         lam = headers.lambda_per_usd
         lambda_per_usd = self._config.default_lambda_per_usd if lam is None else lam
+        prompt = Prompt(
+            tokens=request.prompt_tokens, tokens_bound=request.prompt_tokens_bound, task_type=headers.task_type
+        )
         try:
-            return self.router.choose(embedding, account, request.prompt_tokens, request.max_tokens, lambda_per_usd)
+            return self.router.choose(embedding, account, prompt, request.max_tokens, lambda_per_usd)
         except BudgetExhaustedError as error:
             raise _budget_exhausted(error, account) from error
 

@@ -10,17 +10,14 @@ from seqroute_ray.core.errors import ConfigError
 class CqlConfig:
     """One discrete-CQL run on given transitions."""
 
-    hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers
+    hidden: tuple[int, ...] = (64, 64)  # widths of the hidden layers
     cql_alpha: float = 0.01  # weight of the conservative term; 0 is double DQN
     td_weight: float = 1.0  # weight of the TD loss; 0 is behaviour cloning
-    bankruptcy_penalty: float = 5.0  # in turns of full quality, > 0; decisions may use another, see `calibrate`
-    feature_noise: float = (
-        0.3  # standard deviation of noise on the estimates in a state, against learning queries by heart
-    )
+    history_noise: float = 0.3  # deviation of noise on a state's history, against learning sessions by heart
     gamma: float = 1.0  # discount per turn: a session's turns count alike
     lr: float = 1e-3  # of Adam at the start; falls linearly to 0
-    batch_size: int = 2048  # transitions a step and learner
-    num_steps: int = 6000  # gradient steps
+    batch_size: int = 1024  # transitions a step and learner
+    num_steps: int = 4000  # gradient steps
     tau: float = 0.01  # share of the online network in the target network, each step
     num_learners: int = 0  # remote learners; 0 trains in this process
     num_gpus_per_learner: float = 0  # GPUs of each learner
@@ -35,11 +32,11 @@ class CqlConfig:
             raise ConfigError(
                 f"cql_alpha and td_weight must be >= 0, one of them > 0, got {self.cql_alpha} and {self.td_weight}"
             )
-        for name in ("lr", "batch_size", "num_steps", "bankruptcy_penalty"):
+        for name in ("lr", "batch_size", "num_steps"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
-        if not 0 <= self.feature_noise < float("inf"):
-            raise ConfigError(f"feature_noise must be finite and >= 0, got {self.feature_noise}")
+        if not 0 <= self.history_noise < float("inf"):
+            raise ConfigError(f"history_noise must be finite and >= 0, got {self.history_noise}")
         if self.num_learners < 0 or self.num_gpus_per_learner < 0:
             raise ConfigError(
                 f"num_learners, num_gpus_per_learner must be >= 0, got {self.num_learners}, {self.num_gpus_per_learner}"

@@ -1,7 +1,8 @@
 """Discrete conservative Q-learning: the network and the loss, in plain torch.
 
 The network has two heads, quality still to come and the logit of going bankrupt; Q = quality - penalty * bankruptcy.
-A rare event with a large penalty is learned better as a probability than inside one squared error.
+A rare event with a large penalty is learned better as a probability than inside one squared error. The quality head
+learns what lies beyond this turn's estimate: the value of what the action leaves.
 
 The conservative term logsumexp(Q) - Q[a] is the cross entropy of softmax(Q) at the logged action, so one loss covers
 three learners: alpha = 0 is double DQN, td_weight = 0 is behaviour cloning, both together are CQL.
@@ -50,13 +51,31 @@ class Heads:
         return self.quality.gather(1, index).squeeze(1), self.bankruptcy_logit.gather(1, index).squeeze(1)
 
 
-def q_network(state_dim: int, hidden: Sequence[int], num_actions: int) -> nn.Sequential:
-    """A ReLU multi-layer perceptron [N, state_dim] -> [N, 2 num_actions]; see Heads."""
-    sizes = [state_dim, *hidden]
-    layers: list[nn.Module] = []
-    for size_in, size_out in pairwise(sizes):
-        layers += [nn.Linear(size_in, size_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], 2 * num_actions))
+class ActionValueNetwork(nn.Module):
+    """core.policy.QNetwork in torch: [N, state_dim] -> [N, 2 num_actions], see Heads. It starts as the estimates."""
+
+    def __init__(self, num_context: int, num_after: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.num_context, self.num_after = num_context, num_after
+        layers = [nn.Linear(*sizes) for sizes in pairwise([num_context + num_after, *hidden, 2])]
+        nn.init.zeros_(layers[-1].weight)
+        self.layers = nn.ModuleList(layers)
+
+    def linears(self) -> list[nn.Linear]:
+        """The layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def forward(self, state: Tensor) -> Tensor:
+        first, *rest = self.linears()
+        context, own = state[:, : self.num_context], state[:, self.num_context :]
+        num_actions = own.shape[1] // (1 + self.num_after)
+        estimate, after = own[:, :num_actions], own[:, num_actions:].reshape(-1, num_actions, self.num_after)
+        weight = first.weight.T
+        shared = context @ weight[: self.num_context] + first.bias
+        values: Tensor = shared.unsqueeze(1) + after @ weight[self.num_context :]
+        for layer in rest:
+            values = layer(torch.relu(values))
+        return torch.cat([estimate + values[..., 0], values[..., 1]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -99,11 +118,11 @@ def cql_loss(
     return CqlLoss(total, quality_loss, bankruptcy_loss, conservative)
 
 
-def to_numpy(network: nn.Sequential) -> QNetwork:
+def to_numpy(network: ActionValueNetwork) -> QNetwork:
     """The same network for numpy inference; float32."""
-    linear = [layer for layer in network if isinstance(layer, nn.Linear)]
 
     def array(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         return tensor.detach().cpu().numpy().astype(np.float32)
 
-    return QNetwork([(array(layer.weight).T.copy(), array(layer.bias)) for layer in linear])
+    layers = [(array(layer.weight).T.copy(), array(layer.bias)) for layer in network.linears()]
+    return QNetwork(layers, network.num_context)

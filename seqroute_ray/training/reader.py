@@ -1,11 +1,12 @@
-"""Transitions to training batches: states are encoded once, column by column, then served shuffled by index.
+"""Transitions to training batches: rows in shuffled order, their states encoded as they are needed.
 
-RLlib's stock reader builds an episode object a row; here a batch is one `index_select` a column.
+RLlib's stock reader builds an episode object a row; a table of all encoded states would be forty times the size of
+the transitions. Here a batch is a few `take`s and one call of mdp.encode_state.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -14,50 +15,83 @@ from numpy.typing import NDArray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 
+from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.core.dataset import Dataset
 from seqroute_ray.core.errors import DataError
-from seqroute_ray.core.mdp import affordable, encode_state
+from seqroute_ray.core.hbr import Transitions
+from seqroute_ray.core.mdp import StateLayout, TurnFeatures, affordable, encode_state
 from seqroute_ray.core.money import to_usd
 
 BANKRUPT = "bankrupt"  # [N]
 NEXT_ALLOWED = "next_allowed"  # [N, A] models that the money left can pay for in the next state
 
-TrainingColumns = dict[str, NDArray[Any]]  # the first layout.num_features entries of a state are estimates
+Batch = dict[str, NDArray[Any]]
 
 
-def training_columns(dataset: Dataset) -> TrainingColumns:
-    """All transitions as RLlib's columns [M, ...]. Raises DataError on an action or a number that cannot be."""
-    t, num_models = dataset.transitions, len(dataset.catalog)
-    if len(t) == 0:
-        raise DataError("the dataset has no transitions; were all turns without a judgement?")
-    if t.action.min() < 0 or t.action.max() >= num_models:
-        raise DataError(f"actions must be in [0, {num_models}), got {t.action.min()}..{t.action.max()}; relabel again")
-    remaining_usd = to_usd(t.remaining_nusd)
-    state = encode_state(dataset.layout, dataset.features[t.turn_row], remaining_usd, t.turn, t.previous_action)
-    # A terminated row has no next state: its own turn stands in, and `terminated` takes it out of the target.
-    next_row = np.where(t.terminated, t.turn_row, t.turn_row + 1)
-    next_usd = np.where(t.terminated, remaining_usd, to_usd(t.remaining_nusd - t.cost_nusd))
-    next_state = encode_state(dataset.layout, dataset.features[next_row], next_usd, t.turn + 1, t.action)
-    columns = {
-        Columns.OBS: state,
-        Columns.NEXT_OBS: next_state,
-        NEXT_ALLOWED: affordable(dataset.cost_high_usd[next_row], next_usd),
-        Columns.ACTIONS: t.action.astype(np.int64),
-        Columns.REWARDS: np.where(t.bankrupt, np.float32(0), t.reward),  # quality; the learner prices bankruptcy itself
-        BANKRUPT: t.bankrupt.astype(np.float32),
-        Columns.TERMINATEDS: t.terminated,
-    }
-    for name in (Columns.OBS, Columns.NEXT_OBS, Columns.REWARDS):
-        if not np.isfinite(columns[name]).all():
-            raise DataError(f"the dataset gives a {name} that is not finite; relabel again")
-    return columns
+class BatchSource(Protocol):
+    """What a learner draws its batches from."""
+
+    @property
+    def layout(self) -> StateLayout: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: IntArray) -> Batch:
+        """RLlib's columns, BANKRUPT and NEXT_ALLOWED of some transitions, each [N, ...]."""
+        ...
 
 
 @dataclass(frozen=True)
-class ShuffledColumns:
-    """One learner's share of the columns. Holds an object reference only: cheap to ship to a remote learner."""
+class RelabeledData:
+    """The transitions of a relabeled dataset."""
 
-    columns_ref: Any  # ray.ObjectRef of TrainingColumns
+    layout: StateLayout
+    turns: TurnFeatures
+    transitions: Transitions
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "RelabeledData":
+        """Raises DataError on an action or a number that cannot be."""
+        t, num_models = dataset.transitions, len(dataset.catalog)
+        if len(t) == 0:
+            raise DataError("the dataset has no transitions; were all turns without a judgement?")
+        if t.action.min() < 0 or t.action.max() >= num_models:
+            raise DataError(
+                f"actions must be in [0, {num_models}), got {t.action.min()}..{t.action.max()}; relabel again"
+            )
+        if t.turn_row.min() < 0 or t.turn_row.max() >= len(dataset.turns):
+            raise DataError(f"turn rows must be in [0, {len(dataset.turns)}), got {t.turn_row.max()}; relabel again")
+        numbers = {"reward": t.reward, "history": dataset.turns.history, **vars(dataset.turns.estimates)}
+        for name, values in numbers.items():
+            if not np.isfinite(values).all():
+                raise DataError(f"the dataset holds a {name} that is not finite; relabel again")
+        return cls(dataset.layout, dataset.turns, t)
+
+    def __len__(self) -> int:
+        return len(self.transitions)
+
+    def batch(self, rows: IntArray) -> Batch:
+        t = self.transitions.take(rows)
+        remaining_usd = to_usd(t.remaining_nusd)
+        # A terminated row has no next state: its own turn stands in, and `terminated` takes it out of the target.
+        following = self.turns.take(np.where(t.terminated, t.turn_row, t.turn_row + 1))
+        next_usd = np.where(t.terminated, remaining_usd, to_usd(t.remaining_nusd - t.cost_nusd))
+        return {
+            Columns.OBS: encode_state(self.layout, self.turns.take(t.turn_row), remaining_usd, t.turn),
+            Columns.NEXT_OBS: encode_state(self.layout, following, next_usd, t.turn + 1),
+            NEXT_ALLOWED: affordable(following.estimates.cost_high_usd, next_usd),
+            Columns.ACTIONS: t.action.astype(np.int64),
+            Columns.REWARDS: np.where(t.bankrupt, np.float32(0), t.reward),  # quality; bankruptcy is a head of its own
+            BANKRUPT: t.bankrupt.astype(np.float32),
+            Columns.TERMINATEDS: t.terminated,
+        }
+
+
+@dataclass(frozen=True)
+class ShuffledRows:
+    """One learner's share of the transitions. Holds an object reference only: cheap to ship to a remote learner."""
+
+    data_ref: Any  # ray.ObjectRef of BatchSource
     num_rows: int
     shard: int
     num_shards: int
@@ -71,7 +105,7 @@ class ShuffledColumns:
 class ShuffledBatches:
     """Epochs of minibatches, reshuffled globally each epoch; each iteration is one epoch."""
 
-    def __init__(self, source: ShuffledColumns, batch_size: int, device: str | None) -> None:
+    def __init__(self, source: ShuffledRows, batch_size: int, device: str | None) -> None:
         if batch_size * source.num_shards > source.num_rows:
             raise DataError(
                 f"a batch of {batch_size} for each of {source.num_shards} learners needs more than the "
@@ -79,19 +113,17 @@ class ShuffledBatches:
             )
         self._source, self._batch_size, self._epoch = source, batch_size, 0
         self._device = torch.device(device or "cpu")
-        columns = ray.get(source.columns_ref)
-        # Copies out of Ray's read-only memory: torch tensors must own writable memory.
-        self._tensors = {name: torch.tensor(values, device=self._device) for name, values in columns.items()}
+        self._data: BatchSource = ray.get(source.data_ref)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         source = self._source
-        generator = torch.Generator().manual_seed(source.seed * 1_000_003 + self._epoch)
+        rng = np.random.default_rng([source.seed, self._epoch])
         self._epoch += 1
         per_shard = source.num_rows // source.num_shards
-        order = torch.randperm(source.num_rows, generator=generator)
-        order = order[source.shard * per_shard : (source.shard + 1) * per_shard].to(self._device)
+        order = rng.permutation(source.num_rows)[source.shard * per_shard : (source.shard + 1) * per_shard]
         for start in range(0, per_shard - self._batch_size + 1, self._batch_size):
-            index = order[start : start + self._batch_size]
+            batch = self._data.batch(order[start : start + self._batch_size])
             yield {
-                f"{DEFAULT_MODULE_ID}/{name}": values.index_select(0, index) for name, values in self._tensors.items()
+                f"{DEFAULT_MODULE_ID}/{name}": torch.from_numpy(values).to(self._device)
+                for name, values in batch.items()
             }

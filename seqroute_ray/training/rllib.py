@@ -2,10 +2,10 @@
 
 Built on the DQN parts, because RLlib's own CQL is for continuous actions only. Two things differ from DQN: the target
 network moves with every gradient step (DQN counts environment steps, which offline training never makes), and the
-data are columns (`reader.py`), not episodes.
+data are rows of transitions (`reader.py`), not episodes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -24,9 +24,10 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
+from seqroute_ray.core.mdp import NUM_MONEY
 from seqroute_ray.core.policy import QNetwork
-from seqroute_ray.training.cql import Heads, cql_loss, q_network, td_targets, to_numpy
-from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, ShuffledColumns, TrainingColumns
+from seqroute_ray.training.cql import ActionValueNetwork, Heads, cql_loss, td_targets, to_numpy
+from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, BatchSource, ShuffledRows
 
 QUALITY_LOSS, BANKRUPTCY_LOSS, CONSERVATIVE_LOSS = "quality_loss", "bankruptcy_loss", "conservative_loss"
 
@@ -37,12 +38,13 @@ class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
     def setup(self) -> None:
         super().setup()
         settings = self.model_config
-        self.network = q_network(self.observation_space.shape[0], settings["hidden"], int(self.action_space.n))
+        num_context = settings["num_context"]
+        self.network = ActionValueNetwork(num_context, settings["num_after"], settings["hidden"])
         self.bankruptcy_penalty = settings["bankruptcy_penalty"]
-        # Standard deviation of the noise on each state entry: the same few thousand queries come back under thousands
-        # of budgets, and a network that knows them by heart plans on their outcomes instead of on the estimates.
+        # Standard deviation of the noise on each state entry: the same sessions come back under thousands of budgets,
+        # and a network that knows them by their history expects their outcomes instead of typical ones.
         noise = torch.zeros(self.observation_space.shape[0])
-        noise[: settings["num_features"]] = settings["feature_noise"]
+        noise[NUM_MONEY:num_context] = settings["history_noise"]
         self.register_buffer("noise", noise, persistent=False)
 
     def compute_q_values(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -107,19 +109,17 @@ class DiscreteCQLLearner(DQNTorchLearner):
         super(DQNLearner, self).after_gradient_based_update(timesteps=timesteps)
 
 
-class ColumnData(OfflineData):
-    """Training columns in Ray's object store, one shuffled share a learner. `config.input_` is a TrainingColumns."""
+class RowData(OfflineData):
+    """A BatchSource in Ray's object store, one shuffled share of its rows a learner."""
 
     def __init__(self, config: AlgorithmConfig) -> None:
         # Not super().__init__: it would open `input_` as a path with ray.data.
-        columns: TrainingColumns = config.columns_fn()
-        num_rows, num_shards = len(columns[Columns.ACTIONS]), max(1, config.num_learners)
-        reference = ray.put(columns)
-        self._shares = [
-            ShuffledColumns(reference, num_rows, i, num_shards, config.seed or 0) for i in range(num_shards)
-        ]
+        source: BatchSource = config.source_fn()
+        num_rows, num_shards = len(source), max(1, config.num_learners)
+        reference = ray.put(source)
+        self._shares = [ShuffledRows(reference, num_rows, i, num_shards, config.seed or 0) for i in range(num_shards)]
 
-    def sample(self, *_args: Any, **_kwargs: Any) -> list[ShuffledColumns]:
+    def sample(self, *_args: Any, **_kwargs: Any) -> list[ShuffledRows]:
         return self._shares
 
 
@@ -129,7 +129,7 @@ class DiscreteCQLConfig(DQNConfig):
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or DiscreteCQL)
         self._is_online = False  # no environment runners
-        self.columns_fn: Callable[[], TrainingColumns] | None = None
+        self.source_fn: Callable[[], BatchSource] | None = None
         self.cql_alpha, self.td_weight, self.bankruptcy_penalty = 0.01, 1.0, 5.0
         self.gamma, self.tau, self.lr, self.grad_clip = 1.0, 0.01, 1e-3, 10.0
         self.double_q, self.dueling, self.num_atoms, self.n_step = True, False, 1, 1
@@ -137,7 +137,7 @@ class DiscreteCQLConfig(DQNConfig):
         # DQN's 1000 sampled steps never come in offline training: train() would loop for ever.
         self.min_sample_timesteps_per_iteration = self.min_train_timesteps_per_iteration = 0
         self.min_time_s_per_iteration = None
-        self.offline_data_class = ColumnData
+        self.offline_data_class = RowData
 
     def training(
         self,
@@ -145,11 +145,11 @@ class DiscreteCQLConfig(DQNConfig):
         cql_alpha: float = NotProvided,
         td_weight: float = NotProvided,
         bankruptcy_penalty: float = NotProvided,
-        columns_fn: Callable[[], TrainingColumns] = NotProvided,
+        source_fn: Callable[[], BatchSource] = NotProvided,
         **kwargs: Any,
     ) -> "DiscreteCQLConfig":
         super().training(**kwargs)
-        own = {"cql_alpha": cql_alpha, "td_weight": td_weight, "columns_fn": columns_fn}
+        own = {"cql_alpha": cql_alpha, "td_weight": td_weight, "source_fn": source_fn}
         for name, value in {**own, "bankruptcy_penalty": bankruptcy_penalty}.items():
             if value is not NotProvided:
                 setattr(self, name, value)
@@ -183,10 +183,11 @@ class DiscreteCQL(DQN):
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
-    def q_network(self, state_dim: int, hidden: Sequence[int], num_actions: int) -> QNetwork:
+    def q_network(self) -> QNetwork:
         """The learned network for numpy; the same for local and remote learners."""
         state = self.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"][DEFAULT_MODULE_ID]
-        network = q_network(state_dim, hidden, num_actions)
+        settings = self.config.model_config
+        network = ActionValueNetwork(settings["num_context"], settings["num_after"], settings["hidden"])
         prefix = "network."
         weights = {k.removeprefix(prefix): torch.tensor(v) for k, v in state.items() if k.startswith(prefix)}
         network.load_state_dict(weights)

@@ -12,10 +12,10 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from seqroute_ray.core.dataset import Dataset, read_dataset
-from seqroute_ray.core.mdp import StateLayout
+from seqroute_ray.core.mdp import NUM_AFTER
 from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.training.config import CqlConfig, TrainConfig
-from seqroute_ray.training.reader import TrainingColumns, training_columns
+from seqroute_ray.training.reader import BatchSource, RelabeledData
 from seqroute_ray.training.rllib import BANKRUPTCY_LOSS, CONSERVATIVE_LOSS, QUALITY_LOSS, DiscreteCQL, DiscreteCQLConfig
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,16 @@ STEPS_PER_ITERATION = 250  # learning-rate and progress granularity
 def train(config: TrainConfig, progress: Progress = lambda _done, _total, _losses: None) -> PolicyArtefact:
     """Train and save. Ray must be initialised. Raises DataError, ConfigError."""
     dataset = read_dataset(config.dataset)
-    network = train_network(training_columns(dataset), config.cql, progress)
+    network = train_network(RelabeledData.of(dataset), config.cql, bankruptcy_penalty(dataset), progress)
     artefact = make_artefact(dataset, network, config.cql)
     artefact.save(config.out)
     logger.info("event=trained policy=%s num_steps=%d", artefact.version, config.cql.num_steps)
     return artefact
+
+
+def bankruptcy_penalty(dataset: Dataset) -> float:
+    """What the dataset's rewards take off for a bankruptcy."""
+    return float(dataset.manifest["configs"]["hbr"]["bankruptcy_penalty"])
 
 
 def make_artefact(dataset: Dataset, network: QNetwork, config: CqlConfig) -> PolicyArtefact:
@@ -43,40 +48,41 @@ def make_artefact(dataset: Dataset, network: QNetwork, config: CqlConfig) -> Pol
         layout=dataset.layout,
         estimator=dataset.estimator,
         network=network,
-        risk=RiskPrices((1.0,), (config.bankruptcy_penalty,)),
+        risk=RiskPrices((1.0,), (bankruptcy_penalty(dataset),)),
         configs=configs,
         data_fingerprint=dataset.manifest["data_fingerprint"],
     )
 
 
-def algorithm_config(columns: TrainingColumns, config: CqlConfig) -> DiscreteCQLConfig:
-    """RLlib's form of a CqlConfig."""
-    state_dim, num_actions = columns["obs"].shape[1], columns["next_allowed"].shape[1]
+def algorithm_config(source: BatchSource, config: CqlConfig, penalty: float) -> DiscreteCQLConfig:
+    """RLlib's form of a CqlConfig; penalty: of a bankruptcy, in turns of full quality."""
+    layout = source.layout
     steps = min(STEPS_PER_ITERATION, config.num_steps)
     rows_in_all = config.num_steps * config.batch_size * max(1, config.num_learners)
     settings: DiscreteCQLConfig = (
         DiscreteCQLConfig()
         .environment(
-            observation_space=gym.spaces.Box(-np.inf, np.inf, (state_dim,), np.float32),
-            action_space=gym.spaces.Discrete(num_actions),
+            observation_space=gym.spaces.Box(-np.inf, np.inf, (layout.state_dim,), np.float32),
+            action_space=gym.spaces.Discrete(layout.num_models),
         )
         .training(
             cql_alpha=config.cql_alpha,
             td_weight=config.td_weight,
-            bankruptcy_penalty=config.bankruptcy_penalty,
-            columns_fn=lambda: columns,
+            bankruptcy_penalty=penalty,
+            source_fn=lambda: source,
             gamma=config.gamma,
             tau=config.tau,
             lr=[[0, config.lr], [rows_in_all, 0.0]],  # RLlib counts schedule time in transitions
             train_batch_size_per_learner=config.batch_size,
         )
-        .offline_data(input_="columns", dataset_num_iters_per_learner=steps)
+        .offline_data(input_="transitions", dataset_num_iters_per_learner=steps)
         .rl_module(
             model_config={
                 "hidden": config.hidden,
-                "bankruptcy_penalty": config.bankruptcy_penalty,
-                "feature_noise": config.feature_noise,
-                "num_features": StateLayout.features_of(num_actions),
+                "num_context": layout.num_context,
+                "num_after": NUM_AFTER,
+                "bankruptcy_penalty": penalty,
+                "history_noise": config.history_noise,
             }
         )
         .learners(num_learners=config.num_learners, num_gpus_per_learner=config.num_gpus_per_learner)
@@ -85,20 +91,23 @@ def algorithm_config(columns: TrainingColumns, config: CqlConfig) -> DiscreteCQL
     return settings
 
 
-def train_network(columns: TrainingColumns, config: CqlConfig, progress: Progress) -> QNetwork:
+def train_network(source: BatchSource, config: CqlConfig, penalty: float, progress: Progress) -> QNetwork:
     """Run the algorithm for config.num_steps (rounded up to whole iterations); returns the network for numpy."""
-    state_dim, num_actions = columns["obs"].shape[1], columns["next_allowed"].shape[1]
     torch.manual_seed(config.seed)
-    algorithm = algorithm_config(columns, config).build_algo()
+    algorithm = algorithm_config(source, config, penalty).build_algo()
+    threads = torch.get_num_threads()
+    # A network this small gains nothing from threads, and waiting threads lose all on a busy machine.
+    torch.set_num_threads(1)
     try:
-        return _run(algorithm, state_dim, num_actions, config, progress)
+        return _run(algorithm, config, progress)
     finally:
+        torch.set_num_threads(threads)
         algorithm.stop()
 
 
-def _run(algorithm: DiscreteCQL, state_dim: int, num_actions: int, config: CqlConfig, progress: Progress) -> QNetwork:
+def _run(algorithm: DiscreteCQL, config: CqlConfig, progress: Progress) -> QNetwork:
     steps = min(STEPS_PER_ITERATION, config.num_steps)
     for done in range(steps, config.num_steps + steps, steps):
         results = algorithm.train()[LEARNER_RESULTS][DEFAULT_MODULE_ID]
         progress(min(done, config.num_steps), config.num_steps, {k: float(results[k]) for k in LOSSES})
-    return algorithm.q_network(state_dim, config.hidden, num_actions)
+    return algorithm.q_network()

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 
 from seqroute_ray.core.dataset import (
+    ESTIMATOR,
     MANIFEST,
     SHARDS,
+    TURNS,
     read_dataset,
     read_manifest,
     read_shards,
@@ -24,7 +26,7 @@ from seqroute_ray.core.dataset import (
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel
 from seqroute_ray.core.sessions import Sessions
-from tests.support import make_estimator, make_layout, make_sessions, random_sessions
+from tests.support import make_estimator, make_layout, make_sessions, make_turns, random_sessions
 
 SHARD_NAMES = ("part-00000.parquet", "part-00001.parquet")
 
@@ -40,11 +42,10 @@ def write(sessions: Sessions, folder: Path) -> tuple[Transitions, dict[str, Any]
     middle = len(transitions) // 2
     shards = []
     for name, rows in zip(SHARD_NAMES, (slice(middle), slice(middle, None)), strict=True):
-        part = Transitions(*(getattr(transitions, field.name)[rows] for field in fields(Transitions)))
+        part = transitions.take(np.arange(len(transitions))[rows])
         sha256 = write_shard(part, folder / SHARDS / name)
         shards.append({"name": name, "num_transitions": len(part), "sha256": sha256})
-    features, cost_high_usd = turn_columns(sessions)
-    write_turns(folder, sessions.embedding, features, cost_high_usd)
+    write_turns(folder, sessions.embedding, make_turns(len(sessions.action), num_models))
     write_estimator(folder, make_estimator(num_models))
     manifest = {
         "catalog": sessions.catalog.to_json(),
@@ -54,12 +55,6 @@ def write(sessions: Sessions, folder: Path) -> tuple[Transitions, dict[str, Any]
     }
     write_manifest(folder, manifest)
     return transitions, manifest
-
-
-def turn_columns(sessions: Sessions) -> tuple[np.ndarray, np.ndarray]:
-    """Features and high costs of the sessions' turns."""
-    rng, num_turns, num_models = np.random.default_rng(0), len(sessions.action), len(sessions.catalog)
-    return rng.random((num_turns, 6 * num_models), dtype=np.float32), rng.random((num_turns, num_models), np.float32)
 
 
 @settings(deadline=None, max_examples=15)  # the disk may be busy
@@ -73,15 +68,16 @@ def test_a_dataset_survives_the_way_to_disk_and_back(
     for field in fields(Transitions):
         ours, theirs = getattr(transitions, field.name), getattr(dataset.transitions, field.name)
         np.testing.assert_array_equal(theirs, ours, err_msg=field.name)
-    features, cost_high_usd = turn_columns(sessions)
-    np.testing.assert_array_equal(dataset.features, features, strict=True)
-    np.testing.assert_array_equal(dataset.cost_high_usd, cost_high_usd, strict=True)
     num_models = len(sessions.catalog)
+    turns = make_turns(len(sessions.action), num_models)
+    np.testing.assert_array_equal(dataset.turns.history, turns.history, strict=True)
+    for name, values in vars(turns.estimates).items():
+        np.testing.assert_array_equal(getattr(dataset.turns.estimates, name), values, err_msg=name, strict=True)
     for name, array in make_estimator(num_models).arrays().items():
         np.testing.assert_array_equal(dataset.estimator.arrays()[name], array, err_msg=name, strict=True)
     assert (dataset.catalog, dataset.embedder) == (sessions.catalog, sessions.embedder)
     assert dataset.layout == replace(make_layout(num_models), expected_turns_left=(1.0,))
-    assert dataset.manifest == {"format_version": 1, **manifest}
+    assert dataset.manifest == {"format_version": 2, **manifest}
 
 
 def test_the_same_transitions_are_the_same_bytes_and_leave_no_temporary_file(tmp_path: Path) -> None:
@@ -111,6 +107,12 @@ def keep_the_first_half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def drop_features(path: Path) -> None:
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files if not name.startswith("features.")}
+    np.savez(path, **arrays)
+
+
 SHARD = f"{SHARDS}/{SHARD_NAMES[1]}"
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no manifest": (MANIFEST, Path.unlink, "no finished dataset here .* `seqroute relabel`"),
@@ -118,6 +120,10 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "shard without its end": (SHARD, cut_the_end, "cannot be read .* relabel again"),
     "half of a shard": (SHARD, keep_the_first_half, "cannot be read .* relabel again"),
     "empty shard": (SHARD, lambda path: path.write_bytes(b""), "cannot be read .* relabel again"),
+    "no turns": (TURNS, Path.unlink, "cannot be read .* relabel again"),
+    "half of the turns": (TURNS, keep_the_first_half, "cannot be read .* relabel again"),
+    "no estimator": (ESTIMATOR, Path.unlink, "cannot be read .* relabel again"),
+    "an estimator without features": (ESTIMATOR, drop_features, "cannot be read .* relabel again"),
     "a row less": (SHARD, drop_last_row, "its checksum is not the manifest's; relabel again"),
 }
 
@@ -135,6 +141,6 @@ def test_a_damaged_dataset_names_the_file_in_one_line(damage: str, tmp_path: Pat
 
 
 def test_a_dataset_of_another_format_is_refused(tmp_path: Path) -> None:
-    write_manifest(tmp_path, {"format_version": 2})
-    with pytest.raises(DataError, match="dataset format 2, this version reads 1"):
+    write_manifest(tmp_path, {"format_version": 1})
+    with pytest.raises(DataError, match="dataset format 1, this version reads 2"):
         read_manifest(tmp_path)

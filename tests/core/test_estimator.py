@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from seqroute_ray.core.catalog import Catalog, ModelSpec
 from seqroute_ray.core.embedding import unit_rows
 from seqroute_ray.core.errors import ConfigError, DataError
 from seqroute_ray.core.estimator import (
@@ -17,53 +18,76 @@ from seqroute_ray.core.estimator import (
     EstimatorConfig,
     Observations,
     OutcomeEstimator,
-    cross_fitted_estimates,
+    cross_fit,
+    cross_fitted,
     fit_estimator,
     fold_of,
     observe,
 )
-from seqroute_ray.core.money import to_usd
+from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries, QueryFeatures
 from seqroute_ray.core.sessions import NOT_MEASURED_NUSD, Sessions
-from tests.support import make_estimator, make_sessions
+from tests.support import TYPES, make_catalog, make_estimator, make_queries, make_sessions
 
-NAMES = ("small", "large")
-QUALITY_SLOPES = np.array([[3.0, -1.0], [-2.0, 2.0], [0.0, 3.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])  # [D, K]
-QUALITY_INTERCEPTS = np.array([-0.5, 1.0])
-COST_SLOPES = np.array([[0.5, 0.0], [0.0, -0.7], [0.3, 0.3], [0.0, 0.0], [0.0, 0.0], [0.4, 0.0]])
-COST_INTERCEPTS = np.log([0.0002, 0.003])
-SPREAD_SLOPES = np.array([[0.0, 0.0], [1.2, 0.0], [0.0, 0.0], [0.0, 1.2], [0.0, 0.0], [0.0, 0.0]])
-SPREAD_INTERCEPT = np.log(0.3)
+CATALOG = Catalog(
+    (
+        ModelSpec(name="small", usd_per_m_input=1.0, usd_per_m_output=2.0),
+        ModelSpec(name="large", usd_per_m_input=5.0, usd_per_m_output=20.0),
+    )
+)
+DOLLAR_A_TOKEN = Catalog((ModelSpec(name="m", usd_per_m_input=0.0, usd_per_m_output=1e6),))
+# Of the world below, by type of task and embedding [., K].
+QUALITY_LEVELS, QUALITY_LENGTHS = np.array([[1.5, 2.0], [-1.5, 0.5]]), np.array([[-0.5, 0.0], [0.3, -0.6]])
+TOKEN_LEVELS, TOKEN_LENGTHS = np.log([[60.0, 90.0], [400.0, 600.0]]), np.array([[0.6, 0.5], [0.0, 0.2]])
+QUALITY_SLOPES = np.array([[0.0, 0.0], [-2.0, 2.0], [0.0, 3.0], [1.0, 0.0]])
+TOKEN_SLOPES = np.array([[0.0, 0.0], [0.0, -0.7], [0.3, 0.3], [0.0, 0.0]])
+SPREAD_SLOPES = np.array([[0.0, 0.0], [1.2, 0.0], [0.0, 0.0], [0.0, 1.2]])
+SPREAD_LEVEL = np.log(0.3)
+LENGTH_MEAN = 5.0
 
 
 class World(NamedTuple):
-    """Queries, their true laws, and one draw from them; [N, K] but the embedding."""
+    """Queries, their true laws, and one draw from them; [N, K] but the queries."""
 
-    embedding: NDArray[np.float32]
+    queries: Queries
     probability: NDArray[np.float64]
-    log_cost_mean: NDArray[np.float64]
+    log_tokens_mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
     quality: NDArray[np.float64]
-    log_cost: NDArray[np.float64]
+    log_tokens: NDArray[np.float64]
 
     def observations(self) -> Observations:
-        return Observations(self.embedding, self.quality, self.log_cost, np.arange(len(self.quality)).astype(np.str_))
+        return Observations(self.queries, self.quality, self.log_tokens, np.arange(len(self.quality)).astype(np.str_))
+
+    def cost_usd(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[N, K] price of the prompts and of answers of so many tokens."""
+        price_in, price_out = CATALOG.usd_per_token()
+        return np.asarray(self.queries.prompt_tokens[:, None] * price_in + price_out * tokens)
 
 
 @cache
 def world(num_queries: int = 6000, seed: int = 0) -> World:
+    """Two types of task; the first number of an embedding tells them apart, the others matter within a type."""
     rng = np.random.default_rng(seed)
-    embedding = unit_rows(rng.normal(size=(num_queries, len(QUALITY_SLOPES))))
-    probability = 1 / (1 + np.exp(-(embedding @ QUALITY_SLOPES + QUALITY_INTERCEPTS)))
-    log_cost_mean = embedding @ COST_SLOPES + COST_INTERCEPTS
-    deviation = np.exp(embedding @ SPREAD_SLOPES + SPREAD_INTERCEPT)
+    kind = rng.integers(2, size=num_queries)
+    drawn = rng.normal(size=(num_queries, len(QUALITY_SLOPES)))
+    drawn[:, 0] = 4 * kind - 2 + 0.5 * drawn[:, 0]
+    embedding = unit_rows(drawn)
+    length = rng.uniform(-1.5, 1.5, size=num_queries)
+    prompt_tokens = np.rint(np.exp(LENGTH_MEAN + length)).astype(np.int64)
+    length = (np.log(prompt_tokens) - LENGTH_MEAN)[:, None]
+    logit = QUALITY_LEVELS[kind] + QUALITY_LENGTHS[kind] * length + embedding @ QUALITY_SLOPES
+    log_tokens_mean = TOKEN_LEVELS[kind] + TOKEN_LENGTHS[kind] * length + embedding @ TOKEN_SLOPES
+    deviation = np.exp(embedding @ SPREAD_SLOPES + SPREAD_LEVEL)
+    probability = 1 / (1 + np.exp(-logit))
     quality = (rng.random(probability.shape) < probability).astype(np.float64)
-    log_cost = log_cost_mean + deviation * rng.normal(size=probability.shape)
-    return World(embedding, probability, log_cost_mean, deviation, quality, log_cost)
+    log_tokens = log_tokens_mean + deviation * rng.normal(size=probability.shape)
+    queries = Queries(embedding, np.array(TYPES)[kind], prompt_tokens)
+    return World(queries, probability, log_tokens_mean, deviation, quality, log_tokens)
 
 
 @cache
 def fitted() -> OutcomeEstimator:
-    return fit_estimator(world().observations(), EstimatorConfig(), NAMES)
+    return fit_estimator(world().observations(), EstimatorConfig(), CATALOG.names)
 
 
 def log_loss(probability: NDArray[np.floating], quality: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -74,7 +98,7 @@ def log_loss(probability: NDArray[np.floating], quality: NDArray[np.floating]) -
 
 def test_quality_comes_close_to_the_known_logistic_law() -> None:
     fresh = world(seed=1)
-    error = fitted().predict(fresh.embedding).quality - fresh.probability
+    error = fitted().predict(fresh.queries, CATALOG).quality - fresh.probability
     assert np.abs(error).mean() < 0.02
     assert np.abs(error).max() < 0.1
 
@@ -82,48 +106,97 @@ def test_quality_comes_close_to_the_known_logistic_law() -> None:
 def test_quality_beats_the_mean_of_each_model_in_log_loss() -> None:
     fresh = world(seed=1)
     mean = np.broadcast_to(world().quality.mean(axis=0), fresh.quality.shape)
-    ours = log_loss(fitted().predict(fresh.embedding).quality, fresh.quality)
+    ours = log_loss(fitted().predict(fresh.queries, CATALOG).quality, fresh.quality)
     best = log_loss(fresh.probability, fresh.quality)
     assert (ours < log_loss(mean, fresh.quality) - 0.05).all()
     assert (ours < best + 0.005).all()
 
 
+def test_a_query_without_a_type_or_a_length_is_estimated_from_its_embedding() -> None:
+    fresh = world(seed=1)
+    anonymous = replace(fresh.queries, task_type=np.full(len(fresh.queries), UNKNOWN_TYPE))
+    named, unnamed = (fitted().predict(queries, CATALOG).quality for queries in (fresh.queries, anonymous))
+    assert np.abs(named - unnamed).mean() < 0.02  # the embedding tells the types apart
+    bare = replace(anonymous, prompt_tokens=np.zeros(len(fresh.queries), dtype=np.int64))
+    ours = log_loss(fitted().predict(bare, CATALOG).quality, fresh.quality)
+    mean = np.broadcast_to(world().quality.mean(axis=0), fresh.quality.shape)
+    assert (ours < log_loss(mean, fresh.quality) - 0.05).all()
+
+
 def test_the_mean_cost_comes_close_to_the_law_where_the_spread_is_the_same_for_all() -> None:
     # E[exp(m + s z)] = exp(m + s^2 / 2) for a normal z.
     train, fresh = world(), world(seed=1)
-    even_cost = train.log_cost_mean + 0.4 * (train.log_cost - train.log_cost_mean) / train.deviation
-    estimator = fit_estimator(replace(train.observations(), log_cost=even_cost), EstimatorConfig(), NAMES)
-    truth_usd = np.exp(fresh.log_cost_mean + 0.4**2 / 2)
-    ratio = estimator.predict(fresh.embedding).cost_usd / truth_usd
+    even = train.log_tokens_mean + 0.4 * (train.log_tokens - train.log_tokens_mean) / train.deviation
+    seen = replace(train.observations(), log_tokens=even)
+    estimator = fit_estimator(seen, EstimatorConfig(), CATALOG.names)
+    truth_usd = fresh.cost_usd(np.exp(fresh.log_tokens_mean + 0.4**2 / 2))
+    ratio = estimator.predict(fresh.queries, CATALOG).cost_usd / truth_usd
     assert 0.9 < ratio.min() < ratio.max() < 1.1
+
+
+@pytest.mark.parametrize("prompt_tokens", [1, 10**5, 10**7])
+def test_a_prompt_of_unseen_length_is_not_predicted_to_run_away(prompt_tokens: int) -> None:
+    fresh = world(seed=1).queries
+    estimates = fitted().predict(replace(fresh, prompt_tokens=np.full(len(fresh), prompt_tokens)), CATALOG)
+    price_in, price_out = CATALOG.usd_per_token()
+    answer_tokens = (estimates.cost_high_usd - prompt_tokens * price_in) / price_out
+    assert np.exp(world().log_tokens).max() * 10 > answer_tokens.max()
+
+
+def test_another_price_is_another_cost_without_another_fit() -> None:
+    queries, twice = world(seed=1).queries, Catalog(tuple(map(twice_as_dear, CATALOG.models)))
+    cheap, dear = (fitted().predict(queries, catalog) for catalog in (CATALOG, twice))
+    np.testing.assert_array_equal(dear.quality, cheap.quality)
+    np.testing.assert_allclose(dear.cost_usd, 2 * cheap.cost_usd, rtol=1e-6)
+    np.testing.assert_allclose(dear.cost_high_usd, 2 * cheap.cost_high_usd, rtol=1e-6)
+
+
+def twice_as_dear(model: ModelSpec) -> ModelSpec:
+    return replace(model, usd_per_m_input=2 * model.usd_per_m_input, usd_per_m_output=2 * model.usd_per_m_output)
 
 
 @pytest.mark.parametrize("quantile", [0.8, 0.95])
 def test_the_high_quantile_covers_its_share_of_easy_and_of_runaway_queries(quantile: float) -> None:
-    estimator = fit_estimator(world().observations(), EstimatorConfig(cost_quantile=quantile), NAMES)
+    estimator = fit_estimator(world().observations(), EstimatorConfig(cost_quantile=quantile), CATALOG.names)
     fresh = world(seed=2)
-    covered = np.exp(fresh.log_cost) <= estimator.predict(fresh.embedding).cost_high_usd
-    np.testing.assert_allclose(covered.mean(axis=0), quantile, atol=0.015)
+    covered = fresh.cost_usd(np.exp(fresh.log_tokens)) <= estimator.predict(fresh.queries, CATALOG).cost_high_usd
+    np.testing.assert_allclose(covered.mean(axis=0), quantile, atol=0.02)
     wide = fresh.deviation > np.median(fresh.deviation, axis=0)
-    for k in range(len(NAMES)):
-        for queries in (wide[:, k], ~wide[:, k]):
-            assert covered[queries, k].mean() == pytest.approx(quantile, abs=0.03)
+    for k in range(len(CATALOG)):
+        for rows in (wide[:, k], ~wide[:, k]):
+            assert covered[rows, k].mean() == pytest.approx(quantile, abs=0.03)
+
+
+def test_the_chance_of_a_runaway_answer_comes_close_to_the_law() -> None:
+    # An answer runs away to ten times its length in 1 % of one type of task and 8 % of the other.
+    train, fresh, rng = world(), world(seed=1), np.random.default_rng(4)
+    chance = np.where(train.queries.task_type == TYPES[1], 0.08, 0.01)[:, None]
+    runs_away = rng.random(train.quality.shape) < chance
+    log_tokens = train.log_tokens_mean + 0.2 * rng.normal(size=runs_away.shape) + np.log(10) * runs_away
+    seen = replace(train.observations(), log_tokens=log_tokens)
+    estimator = fit_estimator(seen, EstimatorConfig(), CATALOG.names)
+    runaway = estimator.predict(fresh.queries, CATALOG).runaway
+    for name, expected in zip(TYPES, (0.01, 0.08), strict=True):
+        of_type = fresh.queries.task_type == name
+        np.testing.assert_allclose(runaway[of_type].mean(axis=0), expected, atol=0.01)
 
 
 def coverage_after_few_observations(seed: int, num_rows: int = 300, num_dims: int = 64) -> float:
     """Share of fresh queries below the high quantile of an estimator fitted on few rows."""
     rng = np.random.default_rng(seed)
     embedding = unit_rows(rng.normal(size=(num_rows + 5000, num_dims)))
-    log_cost = -6 + embedding[:, :1] + 0.3 * rng.normal(size=(len(embedding), 1))
+    log_tokens = 6 + embedding[:, :1] + 0.3 * rng.normal(size=(len(embedding), 1))
     quality = rng.integers(0, 2, size=(num_rows, 1)).astype(np.float64)
+    queries = Queries(embedding, np.full(len(embedding), UNKNOWN_TYPE), np.zeros(len(embedding), dtype=np.int64))
     names = np.arange(num_rows).astype(np.str_)
-    seen = Observations(embedding[:num_rows], quality, log_cost[:num_rows], names)
-    high_usd = fit_estimator(seen, EstimatorConfig(), ("m",)).predict(embedding[num_rows:]).cost_high_usd
-    return float(np.mean(np.exp(log_cost[num_rows:]) <= high_usd))
+    seen = Observations(queries.take(np.arange(num_rows)), quality, log_tokens[:num_rows], names)
+    estimator = fit_estimator(seen, EstimatorConfig(), ("m",))
+    high = estimator.predict(queries.take(np.arange(num_rows, len(queries))), DOLLAR_A_TOKEN).cost_high_usd
+    return float(np.mean(np.exp(log_tokens[num_rows:]) <= high))
 
 
 def test_the_high_quantile_covers_fresh_queries_also_after_few_observations_of_many_numbers() -> None:
-    # In-sample residuals of 65 weights on 300 rows would cover 89 % only.
+    # In-sample residuals of 66 weights on 300 rows would cover 89 % only.
     assert 0.91 < np.mean([coverage_after_few_observations(seed) for seed in range(6)]) < 0.97
 
 
@@ -139,8 +212,8 @@ def with_other_outcomes(sessions: Sessions, rows: NDArray[np.bool_]) -> Sessions
     )
 
 
-def reused_questions(num_sessions: int = 30, num_questions: int = 60) -> Sessions:
-    """Sessions of 4 turns over few questions, each with one vector and one outcome."""
+def reused_questions(num_sessions: int = 120, num_questions: int = 120) -> Sessions:
+    """Sessions of 4 turns over few questions of two types, each with one vector and one outcome."""
     sessions = make_sessions([4] * num_sessions)
     question = np.random.default_rng(1).integers(num_questions, size=len(sessions.action))
     rows = np.arange(len(question))
@@ -149,6 +222,8 @@ def reused_questions(num_sessions: int = 30, num_questions: int = 60) -> Session
         sessions,
         embedding=sessions.embedding[question],
         group_id=np.array([f"q{q}" for q in question]),
+        source=np.array(TYPES)[question % 2],
+        prompt_tokens=10 + question,
         outcome_quality=outcome_quality,
         outcome_cost_nusd=outcome_cost,
         quality=outcome_quality[rows, sessions.action],
@@ -156,18 +231,50 @@ def reused_questions(num_sessions: int = 30, num_questions: int = 60) -> Session
     )
 
 
-@pytest.mark.parametrize("group", ["q3", "q27", "q45"])
+@pytest.mark.parametrize("group", ["q3", "q28", "q45"])
 def test_a_groups_own_outcomes_do_not_influence_its_own_estimates(group: str) -> None:
     sessions, config = reused_questions(), EstimatorConfig(num_folds=3)
     own = sessions.group_id == group
     assert own.sum() >= 2
-    before = cross_fitted_estimates(sessions, config)
-    after = cross_fitted_estimates(with_other_outcomes(sessions, own), config)
+    before, summary_before = cross_fitted(sessions, config)
+    after, summary_after = cross_fitted(with_other_outcomes(sessions, own), config)
     other_fold = fold_of(sessions.group_id, 3) != fold_of(np.array([group]), 3)[0]
-    for name in ("quality", "cost_usd", "cost_high_usd"):
+    for name in ("quality", "cost_usd", "cost_high_usd", "runaway"):
         ours, theirs = getattr(before, name), getattr(after, name)
         np.testing.assert_array_equal(ours[own], theirs[own], err_msg=name)
         assert (ours[other_fold] != theirs[other_fold]).any(axis=1).all(), name
+    np.testing.assert_array_equal(summary_before, summary_after)  # it is of queries, not of outcomes
+
+
+def test_a_groups_own_type_and_length_do_not_influence_what_its_fold_makes_of_others() -> None:
+    sessions, config = reused_questions(), EstimatorConfig(num_folds=3)
+    own = sessions.group_id == "q3"
+    same_fold = fold_of(sessions.group_id, 3) == fold_of(np.array(["q3"]), 3)[0]
+    other = replace(sessions, prompt_tokens=np.where(own, 5000, sessions.prompt_tokens))
+    (_, before), (_, after) = (cross_fitted(s, config) for s in (sessions, other))
+    np.testing.assert_array_equal(before[same_fold & ~own], after[same_fold & ~own])
+    assert (before[~same_fold] != after[~same_fold]).any(axis=1).all()
+
+
+def test_every_turn_is_estimated_by_the_model_of_its_fold() -> None:
+    sessions, config = reused_questions(), EstimatorConfig(num_folds=4)
+    models = cross_fit(observe(sessions), config, sessions.catalog.names)
+    estimates, summary = cross_fitted(sessions, config)
+    assert len(models) == 4
+    for fold, model in enumerate(models):
+        rows = np.flatnonzero(fold_of(sessions.group_id, 4) == fold)
+        queries = sessions.queries.take(rows)
+        np.testing.assert_array_equal(summary[rows], model.features.summary(queries))
+        for name, values in vars(model.predict(queries, sessions.catalog)).items():
+            np.testing.assert_array_equal(getattr(estimates, name)[rows], values, err_msg=name)
+
+
+def test_all_folds_tell_the_same_types_apart() -> None:
+    sessions = reused_questions()
+    seen = observe(sessions)
+    assert (np.unique(seen.queries.task_type, return_counts=True)[1] < 62).all()  # without a fold fewer than 50
+    models = cross_fit(seen, EstimatorConfig(), sessions.catalog.names)
+    assert [model.features.types.tolist() for model in models] == [list(TYPES)] * 5
 
 
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=20), st.integers(2, 7), st.data())
@@ -187,41 +294,45 @@ def test_folds_are_of_about_equal_size() -> None:
 
 
 @settings(deadline=None)  # the machine may be busy
-@given(st.lists(st.integers(0, 29), max_size=40))
+@given(st.lists(st.integers(0, 119), max_size=80))
 def test_a_question_that_sessions_reuse_counts_once(repeated: list[int]) -> None:
     sessions = reused_questions()
     once = observe(sessions)
-    again = observe(sessions.take(np.array([*range(30), *repeated])))
+    again = observe(sessions.take(np.array([*range(120), *repeated])))
     assert len(once.quality) == len(np.unique(sessions.group_id)) == len(set(once.fold_key.tolist()))
     np.testing.assert_array_equal(again.fold_key, once.fold_key)
-    np.testing.assert_array_equal(again.embedding, once.embedding)
+    for name, values in vars(once.queries).items():
+        np.testing.assert_array_equal(getattr(again.queries, name), values, err_msg=name)
     np.testing.assert_allclose(again.quality, once.quality, rtol=1e-12)
-    np.testing.assert_allclose(again.log_cost, once.log_cost, rtol=1e-12)
+    np.testing.assert_allclose(again.log_tokens, once.log_tokens, rtol=1e-12)
 
 
 def test_observations_worked_by_hand() -> None:
     sessions = make_sessions([2, 2])  # turns 0 and 2 ask one question, turn 3 asks it in other words
     sessions.embedding[2] = sessions.embedding[0]
-    nothing = np.full((4, 2), NOT_MEASURED_NUSD)
-    seen = observe(
+    seen = observe(  # a token costs 1,000 nano-dollars; of model 1, one of a prompt 2,000 and of an answer 3,000
         replace(
             sessions,
             group_id=np.array(["a", "b", "a", "a"]),
+            source=np.array(["even", "odd", "even", ""]),
             action=np.array([0, 0, 0, 1]),
             quality=np.array([1.0, np.nan, 0.0, 0.5], dtype=np.float32),
-            cost_nusd=np.array([1_000_000, 0, 4_000_000, 3_000_000]),
+            prompt_tokens=np.array([100, 0, 100, 50]),
+            cost_nusd=np.array([200_000, 0, 500_000, 220_000]),
             outcome_quality=np.full((4, 2), np.nan, dtype=np.float32),
-            outcome_cost_nusd=nothing,
+            outcome_cost_nusd=np.full((4, 2), NOT_MEASURED_NUSD),
         )
     )
     assert seen.fold_key.tolist() == ["a", "a", "b"]
     asked, other, b = (
-        int(np.flatnonzero((seen.embedding == sessions.embedding[row]).all(axis=1))[0]) for row in (0, 3, 1)
+        int(np.flatnonzero((seen.queries.embedding == sessions.embedding[row]).all(axis=1))[0]) for row in (0, 3, 1)
     )
-    nan = np.nan
-    np.testing.assert_array_equal(seen.quality[[asked, other, b]], [[0.5, nan], [nan, 0.5], [nan, nan]])
-    cost_usd = np.exp(seen.log_cost[[asked, other, b]])
-    np.testing.assert_allclose(cost_usd, [[0.002, nan], [nan, 0.003], [1e-9, nan]])  # geometric mean; free
+    order, nan = [asked, other, b], np.nan
+    assert seen.queries.task_type[order].tolist() == ["even", "", "odd"]
+    assert seen.queries.prompt_tokens[order].tolist() == [100, 50, 0]
+    np.testing.assert_array_equal(seen.quality[order], [[0.5, nan], [nan, 0.5], [nan, nan]])
+    tokens = np.exp(seen.log_tokens[order])
+    np.testing.assert_allclose(tokens, [[200, nan], [nan, 40], [1, nan]])  # geometric mean of 100 and 400; free
 
 
 def test_measured_outcomes_of_other_models_are_observed() -> None:
@@ -230,54 +341,93 @@ def test_measured_outcomes_of_other_models_are_observed() -> None:
     order = np.argsort(sessions.group_id)
     np.testing.assert_array_equal(seen.fold_key, sessions.group_id[order])
     np.testing.assert_allclose(seen.quality, sessions.outcome_quality[order])
-    np.testing.assert_allclose(np.exp(seen.log_cost), to_usd(sessions.outcome_cost_nusd[order]))
+    price_in, price_out = (1e9 * prices for prices in sessions.catalog.usd_per_token())
+    billed_nusd = sessions.prompt_tokens[order][:, None] * price_in + np.exp(seen.log_tokens) * price_out
+    np.testing.assert_allclose(billed_nusd, sessions.outcome_cost_nusd[order])
+
+
+def test_a_free_model_is_predicted_to_cost_nothing() -> None:
+    catalog = Catalog((replace(make_catalog().models[0], usd_per_m_input=0.0, usd_per_m_output=0.0),))
+    sessions = replace(make_sessions([1] * 40, num_models=1), catalog=catalog)
+    free = replace(sessions, cost_nusd=np.zeros(40, dtype=np.int64), outcome_cost_nusd=np.zeros((40, 1), np.int64))
+    estimator = fit_estimator(observe(free), EstimatorConfig(), catalog.names)
+    estimates = estimator.predict(make_queries(9), catalog)
+    assert (estimates.cost_usd == 0).all()
+    assert (estimates.cost_high_usd == 0).all()
+
+
+def test_a_model_whose_answers_are_free_costs_its_prompt_and_hardly_more() -> None:
+    catalog = Catalog((replace(make_catalog().models[0], usd_per_m_output=0.0),))
+    sessions = make_sessions([1] * 40, num_models=1)
+    cost_nusd = 1000 * sessions.prompt_tokens
+    paid = replace(sessions, catalog=catalog, cost_nusd=cost_nusd, outcome_cost_nusd=cost_nusd[:, None])
+    estimator = fit_estimator(observe(paid), EstimatorConfig(), catalog.names)
+    queries = replace(sessions.queries, prompt_tokens=np.full(40, 2000))
+    np.testing.assert_allclose(estimator.predict(queries, catalog).cost_high_usd, 2000e-6, rtol=1e-3)
+
+
+def first_of(seen: Observations, num_rows: int) -> Observations:
+    rows = np.arange(num_rows)
+    return Observations(seen.queries.take(rows), seen.quality[rows].copy(), seen.log_tokens[rows], seen.fold_key[rows])
 
 
 def test_too_few_observations_name_the_model_and_how_many_it_has() -> None:
-    seen = Observations(*(column[:40] for column in world().observations().__dict__.values()))
+    seen = first_of(world().observations(), 40)
     seen.quality[MIN_ROWS_PER_MODEL - 1 :, 1] = np.nan
     with pytest.raises(DataError, match=r"each model needs 20 judged queries .* too few: large \(19\)$"):
-        fit_estimator(seen, EstimatorConfig(), NAMES)
+        fit_estimator(seen, EstimatorConfig(), CATALOG.names)
 
 
 def test_a_model_that_is_always_right_or_always_wrong_still_gets_finite_estimates() -> None:
-    seen = Observations(*(column[:200] for column in world().observations().__dict__.values()))
+    seen = first_of(world().observations(), 200)
     certain = replace(seen, quality=np.broadcast_to([0.0, 1.0], seen.quality.shape))
-    quality = fit_estimator(certain, EstimatorConfig(), NAMES).predict(world(seed=1).embedding).quality
-    assert (quality[:, 0] < 0.05).all()
-    assert (quality[:, 1] > 0.95).all()
+    estimator = fit_estimator(certain, EstimatorConfig(), CATALOG.names)
+    quality = estimator.predict(world(seed=1).queries, CATALOG).quality
+    assert (quality[:, 0] < 0.1).all()
+    assert (quality[:, 1] > 0.9).all()
 
 
-@pytest.mark.parametrize("shape", [(3, 3), (3, 5), (4,), (1, 4, 1)])
-def test_an_embedding_of_another_dimension_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match="the estimator was fitted on 4-d embeddings, got shape"):
-        make_estimator().predict(np.zeros(shape))
+def test_an_embedding_of_another_dimension_is_refused() -> None:
+    with pytest.raises(DataError, match=r"the estimator was fitted on 4-d embeddings, got shape \(3, 5\)"):
+        make_estimator().predict(make_queries(3, num_dims=5), make_catalog())
 
 
 @given(st.integers(1, 4), st.integers(0, 100))
 def test_an_estimator_survives_the_way_to_arrays_and_back(num_models: int, seed: int) -> None:
-    estimator = make_estimator(num_models, seed)
+    estimator, queries, catalog = make_estimator(num_models, seed), make_queries(5, seed), make_catalog(num_models)
     again = OutcomeEstimator.from_arrays(estimator.arrays())
-    query = np.random.default_rng(seed).normal(size=(5, 4))
-    for name, values in vars(estimator.predict(query)).items():
-        np.testing.assert_array_equal(getattr(again.predict(query), name), values, err_msg=name)
+    for name, values in vars(estimator.predict(queries, catalog)).items():
+        np.testing.assert_array_equal(getattr(again.predict(queries, catalog), name), values, err_msg=name)
 
 
 def test_a_prediction_worked_by_hand() -> None:
-    one = np.array([[1.0], [0.0]], dtype=np.float32)  # slope 1, intercept 0 on a 1-d embedding
+    log_tokens = np.array([np.log(10), 1.0], dtype=np.float32)
+    features = QueryFeatures(np.array([UNKNOWN_TYPE]), np.zeros((2, 1), dtype=np.float32), log_tokens)
+    weights = np.array([[1.0], [2.0], [-1.0]], dtype=np.float32)  # level, length, slope on a 1-d embedding
     shift, deviations = np.array([0.5], dtype=np.float32), np.array([3.0], dtype=np.float32)
-    estimator = OutcomeEstimator(one, -2 * one, -one, shift, deviations)
-    estimates = estimator.predict(np.array([[0.0], [1.0]]))
-    np.testing.assert_allclose(estimates.quality[:, 0], [0.5, 1 / (1 + np.exp(-1))], rtol=1e-6)
-    np.testing.assert_allclose(estimates.cost_usd[:, 0], np.exp([0.5, -1.5]), rtol=1e-6)
-    np.testing.assert_allclose(estimates.cost_high_usd[:, 0], np.exp([3.0, -2 + 3 * np.exp(-1)]), rtol=1e-6)
+    estimator = OutcomeEstimator(features, weights, -weights, np.log(np.abs(weights)), weights - 1, shift, deviations)
+    queries = Queries(np.array([[0.0], [1.0]]), np.full(2, UNKNOWN_TYPE), np.array([0, 10 * 20]))
+    catalog = Catalog((ModelSpec(name="m", usd_per_m_input=3e6, usd_per_m_output=2e6),))
+    estimates = estimator.predict(queries, catalog)
+    long = np.log(20)  # z = 1 and 1 + 2 long - 1; spread 1 and exp(long ln 2) = 2 ** long
+    np.testing.assert_allclose(estimates.quality[:, 0], [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-2 * long))], rtol=1e-6)
+    np.testing.assert_allclose(estimates.runaway[:, 0], [0.5, 1 / (1 + np.exp(2 - long))], rtol=1e-6)
+    np.testing.assert_allclose(
+        estimates.cost_usd[:, 0], [2 * np.exp(0.5 - 1), 600 + 2 * np.exp(0.5 - 2 * long)], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        estimates.cost_high_usd[:, 0], [2 * np.exp(3 - 1), 600 + 2 * np.exp(3 * 2**long - 2 * long)], rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"quality_penalty": 0.0}, "penalties must be > 0, got 0.0 and 3.0"),
-        ({"cost_penalty": -1.0}, "penalties must be > 0, got 1.0 and -1.0"),
+        ({"type_penalty": 0.0}, "type_penalty must be > 0, got 0.0"),
+        ({"length_penalty": float("nan")}, "length_penalty must be > 0, got nan"),
+        ({"quality_penalty": 0.0}, "quality_penalty must be > 0, got 0.0"),
+        ({"cost_penalty": -1.0}, "cost_penalty must be > 0, got -1.0"),
+        ({"runaway_penalty": -1.0}, "runaway_penalty must be > 0, got -1.0"),
         ({"num_folds": 1}, "num_folds must be at least 2, got 1"),
         ({"cost_quantile": 0.4}, r"cost_quantile must be in \[0.5, 1\), got 0.4"),
         ({"cost_quantile": 1.0}, r"cost_quantile must be in \[0.5, 1\), got 1.0"),

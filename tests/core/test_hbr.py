@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel
-from seqroute_ray.core.mdp import NO_ACTION
 from seqroute_ray.core.money import to_nusd
 from seqroute_ray.core.sessions import Sessions
 from tests.support import make_sessions
@@ -32,10 +31,6 @@ configs = st.builds(
 )
 
 
-def rows_of(transitions: Transitions, mask: np.ndarray) -> Transitions:
-    return Transitions(*(getattr(transitions, field.name)[mask] for field in fields(Transitions)))
-
-
 def assert_equal(left: Transitions, right: Transitions) -> None:
     for field in fields(Transitions):
         np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name), err_msg=field.name)
@@ -48,13 +43,11 @@ def test_remaining_is_the_budget_minus_the_exact_running_sum_of_costs(sessions: 
     starts = np.flatnonzero(t.turn == 0)
     for begin, end in zip(starts, [*starts[1:], len(t)], strict=True):
         budget, spent = int(t.remaining_nusd[begin]), 0  # Python integers: exact
-        assert t.previous_action[begin] == NO_ACTION
         for row in range(begin, end):
             assert int(t.remaining_nusd[row]) == budget - spent
             assert bool(t.bankrupt[row]) == (int(t.cost_nusd[row]) > budget - spent)
             spent += int(t.cost_nusd[row])
             if row > begin:
-                assert t.previous_action[row] == t.action[row - 1]
                 assert t.turn_row[row] == t.turn_row[row - 1] + 1
         assert t.terminated[end - 1]
         assert not t.terminated[begin : end - 1].any()
@@ -80,7 +73,14 @@ def test_a_sessions_transitions_do_not_depend_on_its_batch(
     first, last = int(sessions.offsets[s]), int(sessions.offsets[s + 1])
     alone = relabel(sessions.take(np.array([s])), first, REFERENCE_USD, config)
     mine = (together.turn_row >= first) & (together.turn_row < last)
-    assert_equal(alone, rows_of(together, mine))
+    assert_equal(alone, together.take(np.flatnonzero(mine)))
+
+
+def test_taking_apart_and_concatenating_changes_nothing() -> None:
+    t = relabel(make_sessions([3, 5]), 0, REFERENCE_USD, HbrConfig(num_budgets=3))
+    parts = np.split(np.arange(len(t)), [1, len(t) // 2])
+    assert_equal(Transitions.concatenate([t.take(rows) for rows in parts]), t)
+    assert t.take(np.array([4, 4])).turn_row.tolist() == [t.turn_row[4]] * 2
 
 
 def test_a_case_worked_by_hand() -> None:
@@ -127,7 +127,8 @@ def test_drawn_budgets_fill_every_stratum() -> None:
         ({"min_budget": 2.0}, "min_budget < max_budget"),
         ({"num_paths": 0}, "num_paths must be at least 1"),
         ({"path_concentration": 0.0}, "path_concentration must be > 0"),
-        ({"bankruptcy_penalty": -1.0}, "bankruptcy_penalty must be >= 0"),
+        ({"bankruptcy_penalty": 0.0}, "bankruptcy_penalty must be > 0, got 0.0"),
+        ({"bankruptcy_penalty": float("nan")}, "bankruptcy_penalty must be > 0, got nan"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, object], words: str) -> None:

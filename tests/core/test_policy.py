@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import ArtefactError
+from seqroute_ray.core.mdp import NUM_AFTER, StateLayout
 from seqroute_ray.core.policy import MANIFEST, WEIGHTS, PolicyArtefact, QNetwork, RiskPrices, Values, lambda_greedy
+from seqroute_ray.core.queries import UNKNOWN_TYPE, QueryFeatures
 from tests.support import make_artefact, make_catalog, make_layout, make_network
 
 
@@ -81,6 +83,16 @@ def mix_with_a_wider_pool(folder: Path) -> None:
     (folder / "other" / WEIGHTS).replace(folder / WEIGHTS)
 
 
+def edit_layout(**fields: Any) -> Callable[[Path], None]:
+    return edit_manifest(layout=make_layout(2).to_json() | fields)
+
+
+def mix_with_one_type(folder: Path) -> None:
+    estimator = make_artefact().estimator
+    one = QueryFeatures(np.array([UNKNOWN_TYPE]), estimator.features.type_weights[:, :1], estimator.features.log_tokens)
+    make_artefact(estimator=replace(estimator, features=one)).save(folder)
+
+
 def write_a_list(folder: Path) -> None:
     (folder / MANIFEST).write_text("[]")
 
@@ -106,13 +118,17 @@ def without_weight(folder: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "no manifest.json here; .* `seqroute train`"),
     "manifest is no JSON": (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json: not JSON"),  # type: ignore[dict-item]
-    "newer format": (edit_manifest(format_version=2), "artefact format 2, this version reads 1; train again"),
-    "no format": (edit_manifest(format_version=None), "artefact format None, this version reads 1"),
+    "newer format": (edit_manifest(format_version=3), "artefact format 3, this version reads 2; train again"),
+    "no format": (edit_manifest(format_version=None), "artefact format None, this version reads 2"),
+    "older format": (edit_manifest(format_version=1), "artefact format 1, this version reads 2; train again"),
     "edited price": (edit_a_price, "the catalog was edited after training"),
     "weights of a wider pool": (mix_with_a_wider_pool, "an estimator of 3 models in a pool of 2"),
-    "layout of another pool": (edit_manifest(layout=make_layout(3).to_json()), "but the layout says 30 -> 4"),
+    "layout of another pool": (edit_manifest(layout=make_layout(3).to_json()), "for 3 models, expected 15 -> 2 for 2"),
+    "layout of another summary": (edit_layout(summary_width=4), "the network maps 15 -> 2 .*, expected 16 -> 2"),
+    "layout without a summary": (edit_layout(summary_width=None), "the artefact is damaged"),
+    "estimator of other types": (mix_with_one_type, "summarises a query in 2 numbers, the layout has 3"),
     "empty weights": (cut_weights(0), "the artefact is damaged"),
-    "no layers": (edit_manifest(num_layers=0), "the artefact is damaged .*at least one layer"),
+    "no layers": (edit_manifest(num_layers=0), "the artefact is damaged .*at least one hidden layer"),
     "no fingerprint": (edit_manifest(catalog_fingerprint=None), "the catalog was edited after training"),
     "a list": (write_a_list, "must hold a JSON object, got list"),
     "another's weights": (mix_with_a_twin, "weights.npz is not the one that manifest.json was written for"),
@@ -171,19 +187,70 @@ print(artefact.version, [name for name in ("torch", "ray") if name in sys.module
 
 
 def test_the_two_parts_of_q_worked_by_hand() -> None:
+    # Context c, and for each action its estimate e and one number z of what it leaves.
     hidden = (np.array([[1.0, -1.0], [2.0, 0.0]], dtype=np.float32), np.array([0.0, 1.0], dtype=np.float32))
     last = (np.array([[1.0, 2.0], [10.0, 0.0]], dtype=np.float32), np.array([0.5, -6.0], dtype=np.float32))
-    state = np.array([[1.0, 1.0], [3.0, -2.0]], dtype=np.float32)
-    # Hidden units max(x + 2 y, 0) and max(1 - x, 0): (3, 0) and (0, 0); logits of bankruptcy 2 * 3 - 6 and -6.
-    values = QNetwork([hidden, last]).values(state)
-    assert values.quality.tolist() == [[3.5], [0.5]]
-    np.testing.assert_allclose(values.bankruptcy, [[0.5], [1 / (1 + np.exp(6))]], rtol=1e-6)
-    assert QNetwork([last]).values(state).quality.tolist() == [[11.5], [-16.5]]  # one layer is linear
+    state = np.array([[1.0, 0.25, 0.75, 1.0, -2.0]], dtype=np.float32)
+    # Hidden units max(c + 2 z, 0) and max(1 - c, 0): (3, 0) and (0, 0); logits of bankruptcy 2 * 3 - 6 and -6.
+    values = QNetwork([hidden, last], num_context=1).values(state)
+    assert values.quality.tolist() == [[0.25 + 3.5, 0.75 + 0.5]]
+    np.testing.assert_allclose(values.bankruptcy, [[0.5, 1 / (1 + np.exp(6))]], rtol=1e-6)
+    middle = (np.array([[0.0, 1.0], [1.0, 0.0]], dtype=np.float32), np.array([0.25, 0.0], dtype=np.float32))
+    deeper = QNetwork([hidden, middle, last], num_context=1).values(state)  # units (0.25, 3) and (0.25, 0)
+    assert deeper.quality.tolist() == [[0.25 + 30.75, 0.75 + 0.75]]
+
+
+def parts_of(state: np.ndarray, layout: StateLayout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Context [N, C], estimates [N, K] and what each model would leave [N, K, NUM_AFTER]."""
+    context, estimate, after = np.split(state, [layout.num_context, layout.num_context + layout.num_models], axis=1)
+    return context, estimate, after.reshape(len(state), layout.num_models, NUM_AFTER)
+
+
+def state_of(context: np.ndarray, estimate: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Inverse of parts_of."""
+    return np.concatenate([context, estimate, after.reshape(len(context), -1)], axis=1)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.permutations(range(4)), st.integers(0, 2**32 - 1))
+def test_models_in_another_order_have_their_values_in_that_order(order: list[int], seed: int) -> None:
+    layout = make_layout(4)
+    network = make_network(layout, seed)
+    context, estimate, after = parts_of(states(4, seed), layout)
+    ours = network.values(state_of(context, estimate, after))
+    theirs = network.values(state_of(context, estimate[:, order], after[:, order]))
+    np.testing.assert_allclose(theirs.quality, ours.quality[:, order], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(theirs.bankruptcy, ours.bankruptcy[:, order], rtol=1e-4, atol=1e-6)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_more_models_in_the_pool_do_not_change_the_values_of_the_others(few: int, more: int, seed: int) -> None:
+    num_models = few + more
+    layout = make_layout(num_models)
+    network = make_network(layout, seed)
+    context, estimate, after = parts_of(states(num_models, seed), layout)
+    whole = network.values(state_of(context, estimate, after))
+    part = network.values(state_of(context, estimate[:, :few], after[:, :few]))
+    assert part.quality.shape == (7, few)
+    np.testing.assert_allclose(part.quality, whole.quality[:, :few], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(part.bankruptcy, whole.bankruptcy[:, :few], rtol=1e-4, atol=1e-6)
+
+
+def test_a_better_estimate_is_so_much_more_value() -> None:
+    layout = make_layout(2)
+    context, estimate, after = parts_of(states(2), layout)
+    network, gain = make_network(layout), np.array([0.0, 0.5], dtype=np.float32)
+    before, better = (network.values(state_of(context, quality, after)) for quality in (estimate, estimate + gain))
+    np.testing.assert_allclose(better.quality, before.quality + gain, atol=1e-6)
+    np.testing.assert_array_equal(better.bankruptcy, before.bankruptcy)
 
 
 def test_a_bankruptcy_costs_the_penalty_times_its_chance() -> None:
     values = Values(np.array([[3.0, 2.0]], dtype=np.float32), np.array([[0.5, 0.0]], dtype=np.float32))
     assert [values.q_values(penalty).tolist() for penalty in (0.0, 2.0, 4.0)] == [[[3, 2]], [[2, 2]], [[1, 2]]]
+    thrice = Values(values.quality.repeat(3, axis=0), values.bankruptcy.repeat(3, axis=0))
+    assert thrice.q_values(np.array([0.0, 2.0, 4.0])).tolist() == [[3, 2], [2, 2], [1, 2]]  # a penalty a state
 
 
 def test_risk_prices_are_interpolated_in_logarithms_and_constant_beyond_their_ends() -> None:
@@ -191,6 +258,7 @@ def test_risk_prices_are_interpolated_in_logarithms_and_constant_beyond_their_en
     assert [risk.penalty(budget) for budget in (0.0, 0.05, 0.1, 0.1**0.5, 1.0, 50.0)] == pytest.approx(
         [1, 1, 1, 2, 4, 4]
     )
+    assert risk.penalty(np.array([0.0, 0.1**0.5, 50.0])).tolist() == pytest.approx([1, 2, 4])
     artefact = make_artefact(risk=risk)
     assert artefact.penalty(0.1**0.5 * artefact.layout.reference_cost_usd) == pytest.approx(2.0)
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ from seqroute_ray.core.sessions import (
     to_table,
     write_sessions,
 )
+from tests.support import make_sessions
 
 CATALOG = Catalog(tuple(ModelSpec(name=name, usd_per_m_input=1.0, usd_per_m_output=2.0) for name in ("a", "b", "c")))
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=6)
@@ -42,6 +44,7 @@ def some_sessions(draw: st.DrawFn) -> Sessions:
         action=rng.integers(len(CATALOG), size=num_rows),
         quality=np.where(unjudged, np.nan, rng.random(num_rows)).astype(np.float32),
         cost_nusd=rng.integers(10**15, size=num_rows),
+        prompt_tokens=draw(st.sampled_from([10, 10**4, 10**12])) * rng.integers(2, size=num_rows),
         propensity=np.where(unjudged, np.nan, rng.random(num_rows)).astype(np.float32),
         group_id=np.array(draw(st.lists(names, min_size=num_rows, max_size=num_rows)), dtype=np.str_),
         source=np.array(draw(st.lists(names, min_size=num_rows, max_size=num_rows)), dtype=np.str_),
@@ -61,6 +64,29 @@ def assert_same(ours: Sessions, theirs: Sessions) -> None:
 @given(some_sessions())
 def test_sessions_survive_the_way_to_a_table_and_back(sessions: Sessions) -> None:
     assert_same(from_table(to_table(sessions)), sessions)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(some_sessions())
+def test_queries_are_what_is_known_of_turns_before_they_are_answered(sessions: Sessions) -> None:
+    queries = sessions.queries
+    assert len(queries) == len(sessions.action)
+    for ours, theirs in (
+        (queries.embedding, sessions.embedding),
+        (queries.task_type, sessions.source),
+        (queries.prompt_tokens, sessions.prompt_tokens),
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_file_of_an_earlier_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.parquet"
+    write_sessions(make_sessions([2]), path)
+    table = pq.read_table(path)
+    header = {**json.loads(table.schema.metadata[b"seqroute.sessions"]), "format_version": 1}
+    pq.write_table(table.replace_schema_metadata({"seqroute.sessions": json.dumps(header)}), path)
+    with pytest.raises(DataError, match="not a session file of format 2; make one with `seqroute import`"):
+        read_sessions(path)
 
 
 @settings(deadline=None)  # the machine may be busy

@@ -11,6 +11,7 @@ import pytest
 from seqroute_ray.core.embedding import WordLlamaEmbedder
 from seqroute_ray.core.errors import ConfigError, DataError, UnknownModelError
 from seqroute_ray.core.log_schema import LOG_SCHEMA
+from seqroute_ray.core.queries import UNKNOWN_TYPE
 from seqroute_ray.core.sessions import read_sessions, to_table
 from seqroute_ray.data.bundled import load_outcomes
 from seqroute_ray.data.importer import ImportConfig, import_logs
@@ -225,6 +226,14 @@ def test_a_catalog_file_names_and_prices_the_models(suffix: str, tmp_path: Path)
     sessions = read_sessions(import_logs(config_of(logs, catalog=catalog)).out)
     assert sessions.catalog.names == ("ours",)
     assert sessions.cost_nusd.tolist() == [1_300_000]
+
+
+def test_prompt_tokens_and_types_are_kept_and_unknown_where_the_logs_have_none(tmp_path: Path) -> None:
+    known = row("s", 1, prompt_tokens=700, completion_tokens=5, source="maths")
+    logs = write_lines(tmp_path / "logs.jsonl", [known, row("s", 0), row("s", 2, prompt_tokens=0)])
+    queries = read_sessions(import_logs(config_of(logs)).out).queries
+    assert queries.prompt_tokens.tolist() == [0, 700, 0]
+    assert queries.task_type.tolist() == [UNKNOWN_TYPE, "maths", UNKNOWN_TYPE]
 
 
 BAD_CATALOGS = [

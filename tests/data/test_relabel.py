@@ -9,7 +9,9 @@ import pytest
 
 from seqroute_ray.core.dataset import MANIFEST, read_dataset
 from seqroute_ray.core.errors import DataError
+from seqroute_ray.core.estimator import EstimatorConfig, cross_fitted, fit_estimator, observe
 from seqroute_ray.core.hbr import HbrConfig, relabel
+from seqroute_ray.core.mdp import running_mean
 from seqroute_ray.core.sessions import Sessions, write_sessions
 from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
 from tests.support import make_sessions
@@ -38,6 +40,23 @@ def test_shards_hold_what_the_kernel_gives_for_all_sessions_at_once(sessions: Se
     assert seen == [(1, 3), (2, 3), (3, 3)]  # 1,200 sessions are three row groups
     again = relabel_sessions(RelabelConfig(sessions=tmp_path / "s.parquet", out=tmp_path / "e", hbr=HBR))
     assert again.data_fingerprint == report.data_fingerprint
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_turn_table_is_cross_fitted_and_the_stored_estimator_is_not(sessions: Sessions, tmp_path: Path) -> None:
+    few = sessions.take(np.arange(200))
+    write_sessions(few, tmp_path / "s.parquet")
+    relabel_sessions(RelabelConfig(sessions=tmp_path / "s.parquet", out=tmp_path / "d", hbr=HBR))
+    dataset = read_dataset(tmp_path / "d")
+    estimates, summary = cross_fitted(few, EstimatorConfig())
+    for name, values in vars(estimates).items():
+        np.testing.assert_array_equal(getattr(dataset.turns.estimates, name), values, err_msg=name)
+    np.testing.assert_array_equal(dataset.turns.history, running_mean(summary, few.offsets))
+    whole = fit_estimator(observe(few), EstimatorConfig(), few.catalog.names)
+    for name, array in whole.arrays().items():
+        np.testing.assert_array_equal(dataset.estimator.arrays()[name], array, err_msg=name)
+    assert dataset.layout.summary_width == dataset.estimator.features.summary_width == summary.shape[1]
 
 
 @pytest.mark.ray

@@ -6,31 +6,40 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqroute_ray.core.mdp import NO_ACTION, StateLayout, affordable
+from seqroute_ray.core.mdp import affordable
 from seqroute_ray.core.money import to_usd
+from seqroute_ray.core.policy import RiskPrices
 from seqroute_ray.core.sessions import Sessions
-from seqroute_ray.evaluation.baselines import BudgetHeuristic, FixedModel, QPolicy, RandomModel, SourceTable
+from seqroute_ray.evaluation.baselines import (
+    BudgetHeuristic,
+    FirstLarge,
+    FixedModel,
+    QPolicy,
+    RandomModel,
+    StaticMixture,
+)
 from seqroute_ray.evaluation.replay import Policy, ReplayData, Turns, replay
-from tests.support import make_estimator, make_network, make_replay_data, make_sessions, random_sessions
+from tests.support import make_estimator, make_layout, make_network, make_replay_data, make_sessions, random_sessions
 
 EXPECTED_TURNS_LEFT = (4.0, 2.0)
+RISK = RiskPrices((0.1, 1.0), (4.0, 1.0))
 
 
 def data_of(sessions: Sessions) -> ReplayData:
     """Replay data whose layout expects 4 turns at the first and 2 from the second on."""
     num_models = len(sessions.catalog)
-    layout = StateLayout(num_models=num_models, reference_cost_usd=1.0, expected_turns_left=EXPECTED_TURNS_LEFT)
+    layout = replace(make_layout(num_models), expected_turns_left=EXPECTED_TURNS_LEFT)
     return ReplayData.prepare(sessions, make_estimator(num_models), layout)
 
 
 def ask(policy: Policy, data: ReplayData, turn: int, rows: list[int], remaining_usd: list[float]) -> list[int]:
-    previous = np.full(len(rows), NO_ACTION)
-    actions = policy.act(data, Turns(np.array(rows), turn, np.array(remaining_usd), previous))
-    return [int(action) for action in actions]
+    """The policy's actions on some rows of sessions that have spent nothing yet."""
+    money_usd = np.array(remaining_usd)
+    return [int(action) for action in policy.act(data, Turns(np.array(rows), turn, money_usd, money_usd))]
 
 
 def test_a_single_model_is_always_chosen() -> None:
-    assert ask(FixedModel(1, "only"), data_of(make_sessions([3])), 0, [0, 1, 2], [0.0, 1.0, 9.0]) == [1, 1, 1]
+    assert ask(FixedModel(1), data_of(make_sessions([3])), 0, [0, 1, 2], [0.0, 1.0, 9.0]) == [1, 1, 1]
 
 
 def test_the_budget_heuristic_worked_by_hand() -> None:
@@ -43,27 +52,31 @@ def test_the_budget_heuristic_worked_by_hand() -> None:
         assert ask(policy, data, turn, [0] * 7, money_usd) == [1, 1, 1, 1, 2, 0, 0]
 
 
-def test_the_source_table_learns_means_of_what_was_measured() -> None:
-    sessions = replace(make_sessions([2, 2]), source=np.array(["sums", "sums", "prose", "prose"]))
-    quality = np.array([[1.0, 0.0], [0.0, np.nan], [0.5, 1.0], [np.nan, 0.0]])
-    cost_usd = np.array([[1.0, 4.0], [3.0, np.nan], [2.0, 8.0], [np.nan, 10.0]])
-    table = SourceTable.fit(sessions, quality, cost_usd)
-    assert table.sources == ("prose", "sums")
-    assert table.quality.tolist() == [[0.5, 0.5], [0.5, 0.0]]
-    assert table.cost_usd.tolist() == [[2.0, 9.0], [2.0, 4.0]]
+def test_the_budget_heuristic_with_slack_takes_that_much_of_the_even_split() -> None:
+    policy, data = BudgetHeuristic(np.array([2.0, 8.0, 4.0]), slack=0.5), data_of(make_sessions([1], num_models=3))
+    assert ask(policy, data, 0, [0] * 4, [64.0, 63.0, 32.0, 31.0]) == [1, 2, 2, 0]  # an eighth
 
 
-def test_the_source_table_worked_by_hand() -> None:
-    table = SourceTable(
-        sources=("prose", "sums"),
-        quality=np.array([[0.9, 0.8], [0.2, 0.7]]),
-        cost_usd=np.array([[1.0, 5.0], [1.0, 3.0]]),
-    )
-    sessions = replace(make_sessions([3]), source=np.array(["prose", "sums", "verse"]))
-    data = data_of(sessions)
-    # Shares of 5, 4, 3, 2 and 0.5. The unseen type counts as the mean: quality 0.55 and 0.75 at 1 and 4.
-    choices = [ask(table, data, 0, [0, 1, 2], [money_usd] * 3) for money_usd in (20.0, 16.0, 12.0, 8.0, 2.0)]
-    assert choices == [[0, 1, 1], [0, 1, 1], [0, 1, 0], [0, 0, 0], [0, 0, 0]]
+def test_a_static_mixture_is_a_coin_between_two_models_whatever_the_turn_and_the_money() -> None:
+    data = data_of(make_sessions([1] * 2000, num_models=3))
+    rows, mixture = list(range(2000)), StaticMixture(cheap=0, dear=2, dear_share=0.25)
+    actions = ask(mixture, data, 0, rows, [1.0] * 2000)
+    assert set(actions) == {0, 2}
+    assert 0.22 < np.mean(np.array(actions) == 2) < 0.28
+    assert ask(mixture, data, 3, rows[::-1], [0.0] * 2000) == actions[::-1]
+    assert ask(replace(mixture, seed=1), data, 0, rows, [1.0] * 2000) != actions
+    assert set(ask(replace(mixture, dear_share=0.0), data, 0, rows, [1.0] * 2000)) == {0}
+    assert set(ask(replace(mixture, dear_share=1.0), data, 0, rows, [1.0] * 2000)) == {2}
+
+
+def test_first_large_spends_early_and_only_what_fits() -> None:
+    data = data_of(make_sessions([3]))
+    high_usd = data.estimates.cost_high_usd.astype(np.float64)
+    cheap = int(high_usd[0].argmin())
+    dear, policy = 1 - cheap, FirstLarge(cheap, 1 - cheap, num_first=2)
+    assert [ask(policy, data, turn, [0], [1e9]) for turn in range(3)] == [[dear], [dear], [cheap]]
+    just = float(high_usd[0, dear])
+    assert ask(policy, data, 0, [0, 0], [just, just * 0.999]) == [dear, cheap]
 
 
 def test_the_random_model_is_the_same_for_the_same_seed_whatever_the_budget() -> None:
@@ -89,15 +102,29 @@ def test_the_learned_policy_chooses_among_what_the_money_left_can_pay_for(
     sessions: Sessions, budget_nusd: int, seed: int, lambda_per_usd: float
 ) -> None:
     data = make_replay_data(sessions, seed)
-    policy = QPolicy(make_network(data.layout, seed), penalty=1.0, lambda_per_usd=lambda_per_usd)
+    policy = QPolicy(make_network(data.layout, seed), RISK, lambda_per_usd)
     result = replay(policy, data, np.full(sessions.num_sessions, budget_nusd))
     rows = np.flatnonzero(result.action >= 0)
     allowed = affordable(data.estimates.cost_high_usd[rows], to_usd(result.remaining_nusd[rows]))
     assert allowed[np.arange(len(rows)), result.action[rows]].all()
 
 
+def test_the_price_of_a_bankruptcy_follows_the_budget_of_the_session_and_not_what_is_left() -> None:
+    data = make_replay_data(make_sessions([1] * 200, num_models=3))
+    network, risk = make_network(data.layout), RiskPrices((0.1, 1.0), (0.01, 100.0))
+    rows, left_usd, reference_usd = np.arange(200), np.full(200, 0.01), data.layout.reference_cost_usd
+
+    def actions(policy: QPolicy, budget: float) -> list[int]:
+        return [int(a) for a in policy.act(data, Turns(rows, 0, left_usd, np.full(200, budget * reference_usd)))]
+
+    poor, rich = (actions(QPolicy(network, risk), budget) for budget in (0.1, 1.0))
+    assert poor == actions(QPolicy(network, RiskPrices((1.0,), (0.01,))), 0.1)
+    assert rich == actions(QPolicy(network, RiskPrices((1.0,), (100.0,))), 1.0)
+    assert poor != rich
+
+
 def test_a_very_high_lambda_is_the_cheapest_model_by_estimate() -> None:
     sessions = make_sessions([5] * 20, num_models=3)
     data = make_replay_data(sessions)
-    result = replay(QPolicy(make_network(data.layout), 1.0, lambda_per_usd=1e9), data, np.full(20, 10**12))
+    result = replay(QPolicy(make_network(data.layout), RISK, lambda_per_usd=1e9), data, np.full(20, 10**12))
     np.testing.assert_array_equal(result.action, data.estimates.cost_usd.argmin(axis=1))

@@ -34,10 +34,10 @@ def outcomes(sessions: Sessions, budget: float) -> tuple[float, dict[float, tupl
     artefact = make_artefact()
     data = ReplayData.prepare(sessions, artefact.estimator, artefact.layout)
     budget_nusd = np.full(200, to_nusd(budget * artefact.layout.reference_cost_usd))
-    single = max(float(replay(FixedModel(a, ""), data, budget_nusd).quality.mean()) for a in range(2))
+    single = max(float(replay(FixedModel(a), data, budget_nusd).quality.mean()) for a in range(2))
     by_penalty = {}
     for penalty in PENALTIES:
-        result = replay(QPolicy(artefact.network, penalty), data, budget_nusd)
+        result = replay(QPolicy(artefact.network, RiskPrices((1.0,), (penalty,))), data, budget_nusd)
         by_penalty[penalty] = (float(result.quality.mean()), float(result.bankrupt.mean()))
     return single, by_penalty
 
@@ -46,13 +46,14 @@ def test_each_price_follows_the_rule(config: CalibrateConfig, sessions: Sessions
     risk = calibrate(config)
     for budget, chosen in zip(risk.budgets, risk.penalties, strict=True):
         single, by_penalty = outcomes(sessions, budget)
-        keeping = [p for p in PENALTIES if by_penalty[p][1] <= config.max_bankruptcy]
-        good = [p for p in PENALTIES if by_penalty[p][0] >= single - MAX_LOSS]
-        if keeping and good:
-            assert chosen in good
-            assert chosen == min(keeping) or min(keeping) not in good
+        good = [p for p in PENALTIES if by_penalty[p][0] >= single - MAX_LOSS] or list(PENALTIES)
+        keeping = [p for p in good if by_penalty[p][1] <= config.max_bankruptcy]
+        if keeping:
+            assert chosen == min(keeping)
         else:
-            assert by_penalty[chosen][0] == max(quality for quality, _ in by_penalty.values())
+            worth = {p: quality - bankrupt for p, (quality, bankrupt) in by_penalty.items()}
+            assert chosen in good
+            assert worth[chosen] == max(worth[p] for p in good)
 
 
 def test_the_prices_are_stored_and_the_version_changes(config: CalibrateConfig) -> None:

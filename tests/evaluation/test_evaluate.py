@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,29 @@ from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.sessions import Sessions, read_sessions, write_sessions
 from seqroute_ray.data.importer import ImportConfig, import_logs
 from seqroute_ray.data.sample import DEFAULT_POOL, Part, SampleConfig, write_sample
+from seqroute_ray.evaluation.compare import REGIMES
 from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.evaluation.evaluate import evaluate
+from seqroute_ray.evaluation.families import CQL_ANY_RISK
 from tests.support import make_artefact, make_network, make_sessions
 
 BUDGETS, LAMBDAS = (0.1, 1.0), (0.0, 50.0)  # multiples of the reference cost; quality per USD
+SIMPLE = (*(f"only {name}" for name in DEFAULT_POOL), "random", "budget heuristic")
+FITTED = (
+    "static mixture",
+    "first large",
+    "threshold router",
+    "boundary-guided",
+    "greedy on estimates",
+    "myopic",
+    "pacing",
+    "dynamic program on types",
+    "dynamic program",
+)
+BASELINES = ("behaviour cloning", *SIMPLE, *FITTED)  # in the order of the report
 ROW_FIELDS = {
     "policy",
+    "knob",
     "lambda_per_usd",
     "budget_usd",
     "quality",
@@ -49,8 +65,10 @@ def sampled_sessions(folder: Path, part: Part, num_sessions: int) -> Path:
 def untrained_artefact(fit: Sessions, seed: int) -> PolicyArtefact:
     """The estimator of the sessions and a network of random weights."""
     num_models, cost_usd = len(fit.catalog), to_usd(fit.cost_nusd)
+    estimator = fit_estimator(observe(fit), EstimatorConfig(), fit.catalog.names)
     layout = StateLayout(
         num_models=num_models,
+        summary_width=estimator.features.summary_width,
         reference_cost_usd=reference_cost_usd(cost_usd, fit.action, num_models),
         expected_turns_left=expected_turns_left(fit.num_turns),
     )
@@ -58,9 +76,12 @@ def untrained_artefact(fit: Sessions, seed: int) -> PolicyArtefact:
         num_models,
         catalog=fit.catalog,
         layout=layout,
-        estimator=fit_estimator(observe(fit), EstimatorConfig(), fit.catalog.names),
+        estimator=estimator,
         network=make_network(layout, seed),
-        configs={"mean_cost_usd": [float(cost_usd[fit.action == k].mean()) for k in range(num_models)]},
+        configs={
+            "mean_cost_usd": [float(cost_usd[fit.action == k].mean()) for k in range(num_models)],
+            "estimator": asdict(EstimatorConfig()),
+        },
     )
 
 
@@ -97,8 +118,7 @@ def report(config: EvaluateConfig, progress: list[tuple[int, int]]) -> dict[str,
 
 
 def test_there_is_one_row_for_each_policy_lambda_and_budget(report: dict[str, Any]) -> None:
-    simple = [*(f"only {name}" for name in DEFAULT_POOL), "random", "budget heuristic", "table by source"]
-    contestants = [(name, None) for name in [*simple, "behaviour cloning", "oracle"]] + [("cql", x) for x in LAMBDAS]
+    contestants = [(name, None) for name in (CQL_ANY_RISK, *BASELINES, "oracle")] + [("cql", x) for x in LAMBDAS]
     amounts = [multiple * report["header"]["reference_cost_usd"] for multiple in BUDGETS]
     keys = [(row["policy"], row["lambda_per_usd"], row["budget_usd"]) for row in report["rows"]]
     assert len(keys) == len(set(keys))
@@ -153,6 +173,31 @@ def test_the_verdict_is_the_difference_to_the_best_simple_policy(report: dict[st
         assert low <= verdict["quality_difference"] <= high
 
 
+def test_every_baseline_is_compared_with_the_policy_in_every_regime_at_every_budget(report: dict[str, Any]) -> None:
+    reference_usd = report["header"]["reference_cost_usd"]
+    rows = {(row["policy"], round(row["budget_usd"] / reference_usd, 6)): row for row in report["rows"]}
+    compared = [(row["regime"], row["baseline"], round(row["budget"], 6)) for row in report["comparisons"]]
+    assert compared == [(regime, name, budget) for regime in REGIMES for name in BASELINES for budget in BUDGETS]
+    for row in report["comparisons"]:
+        assert row["low"] <= row["difference"] <= row["high"]
+        if row["regime"] == "most quality":  # as the rows are chosen
+            ours, theirs = (rows[name, round(row["budget"], 6)] for name in (CQL_ANY_RISK, row["baseline"]))
+            assert (row["cql_knob"], row["knob"]) == (ours["knob"], theirs["knob"])
+            assert row["difference"] == pytest.approx(ours["quality"] - theirs["quality"])
+
+
+def test_knobs_are_chosen_on_the_tune_part_where_one_is_named(config: EvaluateConfig, tmp_path: Path) -> None:
+    tune = sampled_sessions(tmp_path, "tune", 40)
+    chosen = evaluate(replace(config, out=tmp_path / "out", tune_sessions=tune))
+    best = evaluate(replace(config, out=tmp_path / "best", sessions=tune, part="tune"))
+    assert chosen["header"]["knobs_chosen_on"] == "tune part"
+    knobs, best_knobs = (
+        {(row["policy"], row["budget_usd"], row["lambda_per_usd"]): row["knob"] for row in report["rows"]}
+        for report in (chosen, best)
+    )
+    assert knobs == best_knobs
+
+
 def test_the_header_says_what_was_evaluated(report: dict[str, Any], config: EvaluateConfig) -> None:
     artefact, sessions = PolicyArtefact.load(config.policy), read_sessions(config.sessions)
     header = report["header"]
@@ -164,7 +209,8 @@ def test_the_header_says_what_was_evaluated(report: dict[str, Any], config: Eval
 
 
 def test_progress_counts_every_replay(report: dict[str, Any], progress: list[tuple[int, int]]) -> None:
-    total = len(report["rows"])
+    total = len(progress)
+    assert total > len(report["rows"])  # a row is the best of its knob's settings
     assert progress == [(done, total) for done in range(1, total + 1)]
 
 
@@ -206,9 +252,9 @@ def html(report: dict[str, Any], config: EvaluateConfig) -> str:  # noqa: ARG001
     return (config.out / "report.html").read_text()
 
 
-def test_the_page_is_well_formed_and_has_three_figures(html: str) -> None:
+def test_the_page_is_well_formed_and_has_seven_figures(html: str) -> None:
     page = Page(html)
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 7
     assert page.tags.count("html") == page.tags.count("body") == page.tags.count("head") == 1
 
 
@@ -259,7 +305,7 @@ def test_names_of_models_are_escaped_in_the_page(tmp_path: Path) -> None:
     assert "b" not in Page(page).tags
     assert "only &lt;b&gt;&amp;bold" in page
     names = {row["policy"] for row in report["rows"]}
-    assert not names & {"table by source", "behaviour cloning"}  # not asked for
+    assert not names & {*FITTED, "behaviour cloning"}  # not asked for
 
 
 def test_sessions_of_another_pool_are_refused_in_one_line(config: EvaluateConfig, tmp_path: Path) -> None:

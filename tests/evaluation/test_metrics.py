@@ -53,10 +53,15 @@ def test_figures_worked_by_hand() -> None:
         bankrupting=np.array([False, False, False, False, True, False]),
         remaining_nusd=np.zeros(6, dtype=np.int64),
     )
-    figures = measure(result, sessions, question_replicates(sessions, 100, 0))
+    shares = np.array([1 / 3, 1 / 3, 1 / 3, 1.0, 0.5, 0.5], dtype=np.float32)
+    once = Replicates(np.ones((1, 6), dtype=np.float32), shares)  # a replicate that draws everything once
+    figures = measure(result, sessions, once)
     assert figures.quality == pytest.approx(2.5 / 6)  # unserved turns count 0
     assert figures.cost_usd_per_turn == pytest.approx(0.012 / 6)
     assert figures.bankruptcy_rate == pytest.approx(1 / 3)
+    assert figures.quality_replicates.tolist() == pytest.approx([2.5 / 6])
+    assert figures.cost_replicates.tolist() == pytest.approx([0.012 / 6])
+    assert figures.bankruptcy_ci == pytest.approx((1 / 3, 1 / 3))
 
 
 def test_model_shares_are_of_all_turns_when_no_session_ends_early() -> None:
@@ -88,7 +93,8 @@ def test_a_turn_counts_draws_of_its_question_times_draws_of_its_session() -> Non
 def test_weighted_means_and_rates_worked_by_hand() -> None:
     weight = np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 4.0]], dtype=np.float32)
     replicates = Replicates(weight, np.array([0.5, 0.5, 1.0], dtype=np.float32))  # two sessions, of 2 turns and of 1
-    assert replicates.mean(np.array([1.0, 2.0, 6.0])).tolist() == pytest.approx([3.0, 28 / 6])
+    means = replicates.means(np.array([[1.0, 3.0], [2.0, 0.0], [6.0, 0.0]]))
+    np.testing.assert_allclose(means, [[3.0, 1.0], [28 / 6, 0.0]], rtol=1e-6)
     assert replicates.rate(np.array([False, True, False])).tolist() == pytest.approx([1 / 2, 2 / 5])
 
 
@@ -129,7 +135,7 @@ def test_a_policy_differs_from_itself_by_exactly_nothing_and_from_another_one_by
     sessions, _ = question_world(0)
     replicates = question_replicates(sessions, 200, 0)
     ours, again, other = (
-        figures_of(policy, sessions, replicates) for policy in (RandomModel(1), RandomModel(1), FixedModel(0, "only"))
+        figures_of(policy, sessions, replicates) for policy in (RandomModel(1), RandomModel(1), FixedModel(0))
     )
     assert (ours.quality_replicates - again.quality_replicates == 0).all()
     assert (ours.quality_replicates - other.quality_replicates != 0).any()

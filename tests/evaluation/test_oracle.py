@@ -7,12 +7,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqroute_ray.core.policy import RiskPrices
 from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.evaluation.baselines import FixedModel, QPolicy, RandomModel
 from seqroute_ray.evaluation.oracle import QUALITY_STEPS, plan_oracle, replay_oracle
 from seqroute_ray.evaluation.replay import UNSERVED, Policy, ReplayResult, replay
 from tests.support import make_network, make_replay_data, make_sessions, random_sessions
 
+RISK = RiskPrices((0.1, 1.0), (4.0, 1.0))
 MAX_COST = 6  # nano-dollars a turn in these sessions: small numbers give ties and tight fits
 
 
@@ -99,8 +101,8 @@ def test_the_oracle_keeps_its_books_and_never_exceeds_the_budget(sessions: Sessi
 def test_no_policy_beats_the_oracle_on_any_session(sessions: Sessions, seed: int) -> None:
     data, budget_nusd = make_replay_data(sessions, seed), budgets_of(sessions, seed)
     best = replay_oracle(plan_oracle(sessions), sessions, budget_nusd)
-    policies: list[Policy] = [FixedModel(action, "only") for action in range(len(sessions.catalog))]
-    policies += [RandomModel(seed), QPolicy(make_network(data.layout, seed), penalty=1.0)]
+    policies: list[Policy] = [FixedModel(action) for action in range(len(sessions.catalog))]
+    policies += [RandomModel(seed), QPolicy(make_network(data.layout, seed), RISK)]
     for policy in policies:
         result = replay(policy, data, budget_nusd)
         for s in range(sessions.num_sessions):

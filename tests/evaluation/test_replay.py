@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.hbr import HbrConfig, relabel
-from seqroute_ray.core.mdp import NO_ACTION
 from seqroute_ray.core.money import to_usd
-from seqroute_ray.core.sessions import NOT_MEASURED_NUSD, Sessions, observed_outcomes
-from seqroute_ray.evaluation.baselines import BudgetHeuristic, FixedModel, QPolicy, RandomModel, SourceTable
+from seqroute_ray.core.policy import RiskPrices
+from seqroute_ray.core.sessions import NOT_MEASURED_NUSD, Sessions
+from seqroute_ray.evaluation.baselines import BudgetHeuristic, FirstLarge, FixedModel, QPolicy, RandomModel
 from seqroute_ray.evaluation.replay import UNSERVED, Policy, ReplayData, ReplayResult, Turns, replay
 from tests.support import (
     MEAN_COST_USD,
@@ -25,20 +25,20 @@ from tests.support import (
     random_sessions,
 )
 
+RISK = RiskPrices((0.1, 1.0), (4.0, 1.0))
 MAX_BUDGET_NUSD = 25_000_000  # five of the dearest turns of make_sessions
 
 
 def every_policy(data: ReplayData, seed: int) -> list[Policy]:
     num_models = data.layout.num_models
-    quality, cost_usd = observed_outcomes(data.sessions)
     network = make_network(data.layout, seed)
     return [
-        *(FixedModel(action, f"only {action}") for action in range(num_models)),
+        *(FixedModel(action) for action in range(num_models)),
         RandomModel(seed),
         BudgetHeuristic(np.linspace(0.5, 1.5, num_models) * MEAN_COST_USD),
-        SourceTable.fit(data.sessions, quality, cost_usd),
-        QPolicy(network, penalty=1.0),
-        QPolicy(network, penalty=20.0, lambda_per_usd=1e3),
+        FirstLarge(0, num_models - 1, num_first=3),
+        QPolicy(network, RISK),
+        QPolicy(network, RiskPrices((1.0,), (20.0,)), lambda_per_usd=1e3),
     ]
 
 
@@ -74,7 +74,7 @@ def test_a_bankruptcy_worked_by_hand() -> None:
     sessions = make_sessions([4, 2])
     sessions.outcome_cost_nusd[:, 0] = [3, 4, 5, 1, 5, 5]
     sessions.outcome_quality[:, 0] = [0.5, 0.25, 1.0, 1.0, 0.75, 1.0]
-    result = replay(FixedModel(0, "only 0"), make_replay_data(sessions), np.array([11, 10]))
+    result = replay(FixedModel(0), make_replay_data(sessions), np.array([11, 10]))
     # 11 pays for 3 and 4; the turn of 5 does not fit into 4, and the free money is of no use to the turn of 1.
     assert result.action.tolist() == [0, 0, 0, UNSERVED, 0, 0]
     assert result.remaining_nusd[:3].tolist() == [11, 8, 4]
@@ -83,10 +83,18 @@ def test_a_bankruptcy_worked_by_hand() -> None:
     assert result.bankrupt.tolist() == [True, False]
 
 
+def test_the_learned_policy_is_replayed_also_where_no_session_lives_on() -> None:
+    sessions = make_sessions([2, 3])
+    data = make_replay_data(sessions)
+    result = replay(QPolicy(make_network(data.layout), RISK), data, np.zeros(2, dtype=np.int64))
+    assert result.bankrupt.tolist() == [True, True]
+    assert (result.action == UNSERVED).tolist() == [False, True, False, True, True]
+
+
 def test_a_free_turn_is_served_when_nothing_is_left() -> None:
     sessions = make_sessions([2])
     sessions.outcome_cost_nusd[:, 0] = [7, 0]
-    result = replay(FixedModel(0, "only 0"), make_replay_data(sessions), np.array([7]))
+    result = replay(FixedModel(0), make_replay_data(sessions), np.array([7]))
     assert result.cost_nusd.tolist() == [7, 0]
     assert not result.bankrupt.any()
 
@@ -95,7 +103,6 @@ def test_a_free_turn_is_served_when_nothing_is_left() -> None:
 class LoggedModel:
     """The model of the logs, and everything that it was asked for."""
 
-    name: str = "logged"
     asked: list[Turns] = field(default_factory=list)
 
     def act(self, data: ReplayData, turns: Turns) -> IntArray:
@@ -115,8 +122,7 @@ def test_a_policy_sees_the_turns_of_living_sessions_and_nothing_after_their_end(
     for turns in policy.asked:
         assert (sessions.turn[turns.row] == turns.turn).all()
         np.testing.assert_array_equal(turns.remaining_usd, to_usd(result.remaining_nusd[turns.row]))
-        before = NO_ACTION if turns.turn == 0 else sessions.action[turns.row - 1]
-        np.testing.assert_array_equal(turns.previous_action, np.broadcast_to(before, turns.row.shape))
+        assert (turns.budget_usd == to_usd(np.array(budget_nusd))).all()
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -140,13 +146,30 @@ def test_a_session_is_replayed_the_same_alone_and_among_others(
     sessions: Sessions, budget_nusd: int, data: st.DataObject
 ) -> None:
     s = data.draw(st.integers(0, sessions.num_sessions - 1))
-    policy = QPolicy(make_network(make_layout(len(sessions.catalog))), penalty=2.0)
+    policy = QPolicy(make_network(make_layout(len(sessions.catalog))), RISK)
     together = replay(policy, make_replay_data(sessions), np.full(sessions.num_sessions, budget_nusd))
     alone = replay(policy, make_replay_data(sessions.take(np.array([s]))), np.array([budget_nusd]))
     rows = slice(sessions.offsets[s], sessions.offsets[s + 1])
     for name in ("action", "quality", "cost_nusd", "remaining_nusd"):
         np.testing.assert_array_equal(getattr(alone, name), getattr(together, name)[rows], err_msg=name)
     assert alone.bankrupt[0] == together.bankrupt[s]
+
+
+def test_what_a_policy_knows_of_a_turn_depends_on_no_outcome_and_no_later_turn() -> None:
+    sessions = make_sessions([4, 3])
+    last = np.arange(7) == 3  # the last turn of the first session
+    changed = replace(
+        make_sessions([4, 3], seed=1),
+        embedding=np.where(last[:, None], -sessions.embedding, sessions.embedding),
+        source=np.where(last, "unseen", sessions.source),
+        prompt_tokens=sessions.prompt_tokens + 10 * last,
+    )
+    before, after = make_replay_data(sessions).features, make_replay_data(changed).features
+    for name in ("quality", "cost_usd", "cost_high_usd"):
+        same = getattr(before.estimates, name) == getattr(after.estimates, name)
+        np.testing.assert_array_equal(same.all(axis=1), ~last, err_msg=name)
+    np.testing.assert_allclose(before.history[~last], after.history[~last], atol=1e-6)
+    assert (before.history[last] != after.history[last]).any()
 
 
 def test_sessions_that_lack_an_outcome_are_refused_with_the_way_out() -> None:

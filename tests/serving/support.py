@@ -18,8 +18,9 @@ import yaml
 from seqroute_ray.core.catalog import Catalog, ModelSpec
 from seqroute_ray.core.embedding import DEFAULT_EMBEDDER, unit_rows
 from seqroute_ray.core.estimator import EstimatorConfig, Observations, fit_estimator
-from seqroute_ray.core.mdp import StateLayout
+from seqroute_ray.core.mdp import NUM_AFTER, StateLayout
 from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
+from seqroute_ray.core.queries import Queries
 from seqroute_ray.data.bundled import load_outcomes
 from seqroute_ray.data.sample import DEFAULT_POOL
 from seqroute_ray.serving.api import make_api
@@ -27,6 +28,7 @@ from seqroute_ray.serving.config import ServingConfig
 
 NUM_DIMS = 256  # of the wordllama embedder
 NUM_ROWS = 60  # observations that a random estimator is fitted on
+TYPES = ("prose", "sums")  # of task; see random_artefact
 QUESTIONS = [
     "Natalia sold clips to 48 of her friends in April and half as many in May. How many in all?",
     "What is the remainder of 7^100 divided by 13?",
@@ -50,27 +52,43 @@ def spec(name: str, usd_per_m_input: float, usd_per_m_output: float, max_output_
     )
 
 
-def random_artefact(catalog: Catalog, typical_cost_usd: float = 0.0005, seed: int = 0) -> PolicyArtefact:
-    """A policy of random weights over the catalog; predicted costs are around typical_cost_usd."""
+def random_artefact(
+    catalog: Catalog, typical_cost_usd: float = 0.0005, seed: int = 0, types: tuple[str, ...] = TYPES
+) -> PolicyArtefact:
+    """A policy of random weights over the catalog.
+
+    Predicted costs are around typical_cost_usd; answers to the last type of task are four times as long as to others.
+    """
     rng, num_models = np.random.default_rng(seed), len(catalog)
-    layout = StateLayout(num_models=num_models, reference_cost_usd=0.05, expected_turns_left=(6.0, 5.0, 4.0))
+    task_type = np.resize(types, NUM_ROWS)
+    price = catalog.usd_per_token()[1]
+    typical_tokens = typical_cost_usd / np.where(price > 0, price, 1.0)
 
     def weights(*shape: int) -> Any:
         return rng.normal(0, 0.3, shape).astype(np.float32)
 
+    longer = np.where(task_type == types[-1], np.log(4), 0.0)
     seen = Observations(
-        embedding=unit_rows(rng.normal(size=(NUM_ROWS, NUM_DIMS))),
+        queries=Queries(unit_rows(rng.normal(size=(NUM_ROWS, NUM_DIMS))), task_type, rng.integers(1, 200, NUM_ROWS)),
         quality=rng.integers(0, 2, (NUM_ROWS, num_models)).astype(np.float64),
-        log_cost=np.log(typical_cost_usd) + rng.normal(0, 0.3, (NUM_ROWS, num_models)),
+        log_tokens=np.log(typical_tokens) + longer[:, None] + rng.normal(0, 0.3, (NUM_ROWS, num_models)),
         fold_key=np.arange(NUM_ROWS).astype(np.str_),
+    )
+    estimator = fit_estimator(seen, EstimatorConfig(), catalog.names, np.array(types))
+    layout = StateLayout(
+        num_models=num_models,
+        summary_width=estimator.features.summary_width,
+        reference_cost_usd=0.05,
+        expected_turns_left=(6.0, 5.0, 4.0),
     )
     return PolicyArtefact(
         catalog=catalog,
         embedder=DEFAULT_EMBEDDER,
         layout=layout,
-        estimator=fit_estimator(seen, EstimatorConfig(), catalog.names),
+        estimator=estimator,
         network=QNetwork(
-            [(weights(layout.state_dim, 16), weights(16)), (weights(16, 2 * num_models), weights(2 * num_models))]
+            [(weights(layout.num_context + NUM_AFTER, 16), weights(16)), (weights(16, 2), weights(2))],
+            layout.num_context,
         ),
         risk=RiskPrices((0.1, 1.0), (10.0, 1.0)),
     )

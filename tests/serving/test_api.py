@@ -8,7 +8,7 @@ import pytest
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.serving.config import load_config
 
-from .support import QUESTIONS, Client, random_artefact, running_api, settings, spec, trio, write_settings
+from .support import QUESTIONS, TYPES, Client, random_artefact, running_api, settings, spec, trio, write_settings
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,25 @@ def test_lambda_of_the_request_acts(client: Client) -> None:
     thrifty = client.with_headers(x_lambda="1e9").post("/v1/route", body).body
     assert thrifty["lambda_per_usd"] == 1e9
     assert thrifty["model"] == min(thrifty["predicted_cost_usd"], key=thrifty["predicted_cost_usd"].get)
+
+
+def test_the_named_type_of_task_reaches_the_decision(client: Client) -> None:
+    body = {"messages": [{"role": "user", "content": QUESTIONS[0]}]}
+    prose, sums = (client.with_headers(x_task_type=name).post("/v1/route", body).body for name in TYPES)
+    for model, cost_usd in sums["predicted_cost_usd"].items():
+        assert cost_usd > 2 * prose["predicted_cost_usd"][model]
+    paid = client.with_headers(x_task_type="sums").chat(QUESTIONS[0])
+    assert paid.body["seqroute"]["decision"] == sums
+
+
+def test_an_unknown_type_of_task_is_inferred_as_if_none_were_named(client: Client) -> None:
+    body = {"messages": [{"role": "user", "content": QUESTIONS[0]}]}
+    unnamed, unknown, named = (
+        asking.post("/v1/route", body)
+        for asking in (client, client.with_headers(x_task_type="verse"), client.with_headers(x_task_type="sums"))
+    )
+    assert unnamed.status == 200
+    assert unnamed.body == unknown.body != named.body
 
 
 def test_a_session_needs_a_name_and_a_budget(client: Client, server: str) -> None:

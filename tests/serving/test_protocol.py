@@ -3,7 +3,14 @@ from typing import Any
 
 import pytest
 
-from seqroute_ray.serving.protocol import RequestError, parse_body, parse_chat, parse_headers, prompt_tokens_bound
+from seqroute_ray.serving.protocol import (
+    RequestError,
+    TurnHeaders,
+    parse_body,
+    parse_chat,
+    parse_headers,
+    prompt_tokens_bound,
+)
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -16,11 +23,19 @@ def test_the_prompt_bound_is_a_third_of_the_bytes_and_eight_a_message() -> None:
     assert prompt_tokens_bound({"messages": [user([{"type": "text", "text": "x" * 30}])]}) == 10 + 8
 
 
+def test_a_typical_prompt_has_a_token_for_every_four_bytes() -> None:
+    chat = parse_chat({"messages": [user("x" * 31), user("é" * 3)]})  # 37 bytes
+    assert (chat.prompt_tokens, chat.prompt_tokens_bound) == (9, (11 + 8) + (2 + 8))
+
+
 def test_tools_and_tool_calls_count_as_prompt() -> None:
-    bare = prompt_tokens_bound({"messages": [user("hi")]})
+    bare = parse_chat({"messages": [user("hi")]})
     tools = [{"type": "function", "function": {"name": "f" * 300}}]
-    assert prompt_tokens_bound({"messages": [user("hi")], "tools": tools}) > bare + 100
-    assert prompt_tokens_bound({"messages": [{**user("hi"), "name": "n" * 300}]}) > bare + 100
+    with_tools = parse_chat({"messages": [user("hi")], "tools": tools})
+    with_name = parse_chat({"messages": [{**user("hi"), "name": "n" * 300}]})
+    for chat in (with_tools, with_name):
+        assert chat.prompt_tokens > bare.prompt_tokens + 75
+        assert chat.prompt_tokens_bound > bare.prompt_tokens_bound + 100
 
 
 def test_a_request_keeps_unknown_fields_and_loses_those_that_the_router_sets() -> None:
@@ -65,9 +80,11 @@ def test_a_body_that_is_no_json_object_is_refused(raw: bytes) -> None:
 
 
 def test_headers_are_read_in_their_units() -> None:
-    headers = parse_headers({"x-session-id": "s", "x-session-budget-usd": "0.05", "x-lambda": "2.5"})
-    assert (headers.session_id, headers.budget_nusd, headers.lambda_per_usd) == ("s", 50_000_000, 2.5)
-    assert parse_headers({}).budget_nusd is None
+    money = {"x-session-budget-usd": "0.05", "x-lambda": "2.5"}
+    assert parse_headers({"x-session-id": "s", **money, "x-task-type": "sums"}) == TurnHeaders(
+        session_id="s", budget_nusd=50_000_000, lambda_per_usd=2.5, task_type="sums"
+    )
+    assert parse_headers({}) == TurnHeaders(session_id=None, budget_nusd=None, lambda_per_usd=None, task_type="")
 
 
 BROKEN_HEADERS = [

@@ -1,16 +1,22 @@
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.embedding import WordLlamaEmbedder
 from seqroute_ray.core.errors import ArtefactError, BudgetExhaustedError, ConfigError
 from seqroute_ray.core.ledger import Account
-from seqroute_ray.core.mdp import earlier_mean, encode_state, outcome_features, turn_features
-from seqroute_ray.serving.router import Router, advance
+from seqroute_ray.core.policy import QNetwork, Values
+from seqroute_ray.core.queries import UNKNOWN_TYPE
+from seqroute_ray.core.sessions import Sessions
+from seqroute_ray.evaluation.baselines import QPolicy
+from seqroute_ray.evaluation.replay import ReplayData, replay
+from seqroute_ray.serving.router import Decision, Prompt, Router, advance
 
-from .support import QUESTIONS, random_artefact, spec, trio
+from .support import QUESTIONS, TYPES, random_artefact, spec, trio
 
 # 150 and 600, 2500 and 10000 nano-dollars a token
 PAIR = Catalog((spec("weak", 0.15, 0.6, 200), spec("strong", 2.5, 10.0)))
@@ -23,6 +29,11 @@ def embedder() -> WordLlamaEmbedder:
 
 def account(remaining_nusd: int, context: dict[str, Any] | None = None, spent_nusd: int = 0) -> Account:
     return Account("s", spent_nusd + remaining_nusd, spent_nusd, 0, 0, context or {})
+
+
+def prompt(tokens: int, task_type: str = UNKNOWN_TYPE) -> Prompt:
+    """A prompt whose tokens are known exactly."""
+    return Prompt(tokens=tokens, tokens_bound=tokens, task_type=task_type)
 
 
 def test_max_tokens_is_what_was_asked_what_the_model_can_and_what_the_money_pays(embedder: WordLlamaEmbedder) -> None:
@@ -45,40 +56,104 @@ def test_the_worst_case_is_rounded_up(embedder: WordLlamaEmbedder) -> None:
 @pytest.mark.parametrize("remaining_nusd", [2_101, 30_000, 123_457, 5_000_000, 10**9])
 def test_the_reservation_fits_into_what_remains(embedder: WordLlamaEmbedder, remaining_nusd: int) -> None:
     router = Router(random_artefact(PAIR), embedder)
-    decision = router.decide(QUESTIONS[0], account(remaining_nusd), 10, None, 0.0)
+    decision = router.decide(QUESTIONS[0], account(remaining_nusd), Prompt(tokens=5, tokens_bound=10), None, 0.0)
     assert decision.max_tokens >= 1
     assert decision.reserve_nusd == router.worst_case_nusd(decision.action, 10, decision.max_tokens) <= remaining_nusd
 
 
-def test_the_state_is_the_one_training_encodes(embedder: WordLlamaEmbedder) -> None:
-    artefact = random_artefact(trio())
-    router, context, actions = Router(artefact, embedder), dict[str, Any](), list[int]()
-    estimates = artefact.estimator.predict(embedder.embed(QUESTIONS))
-    outcomes = outcome_features(estimates, artefact.layout)
-    offsets = np.array([0, len(QUESTIONS)])
-    remaining_nusd = [10**7 - turn * 10**6 for turn in range(len(QUESTIONS))]
-    served = []
-    for turn, question in enumerate(QUESTIONS):
-        now = account(remaining_nusd[turn], context)
-        served.append(router.state(outcomes[turn : turn + 1], now)[0])
-        decision = router.decide(question, now, 30, None, 0.0)
-        actions.append(decision.action)
-        context = advance(context, decision)
-    trained = encode_state(
-        artefact.layout,
-        turn_features(outcomes, earlier_mean(outcomes, offsets)),
-        np.array(remaining_nusd) / 1e9,
-        np.arange(len(QUESTIONS)),
-        np.array([-1, *actions[:-1]]),
+@dataclass(frozen=True)
+class RecordingNetwork(QNetwork):
+    """Remembers every state that it was asked about."""
+
+    asked: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def values(self, state: NDArray[np.float32]) -> Values:
+        self.asked.append(state)
+        return super().values(state)
+
+
+def one_session(catalog: Catalog, embedding: NDArray[np.float32]) -> Sessions:
+    """A session of six turns, of named and of unknown types, every outcome known."""
+    num_turns, rng = len(embedding), np.random.default_rng(0)
+    quality = rng.random((num_turns, len(catalog))).astype(np.float32)
+    cost_nusd = rng.integers(1_000, 2_000_000, size=quality.shape)
+    return Sessions(
+        catalog=catalog,
+        embedder=WordLlamaEmbedder.name,
+        session_id=np.array(["s"]),
+        part=np.array(["test"]),
+        offsets=np.array([0, num_turns]),
+        embedding=embedding.astype(np.float16),
+        action=np.zeros(num_turns, dtype=np.int64),
+        quality=quality[:, 0],
+        cost_nusd=cost_nusd[:, 0],
+        prompt_tokens=rng.integers(1, 200, size=num_turns),
+        propensity=np.ones(num_turns, dtype=np.float32),
+        group_id=np.arange(num_turns).astype(np.str_),
+        source=np.resize(["sums", UNKNOWN_TYPE, "prose", "verse"], num_turns),
+        outcome_quality=quality,
+        outcome_cost_nusd=cost_nusd,
     )
-    np.testing.assert_allclose(np.array(served), trained, rtol=1e-5, atol=1e-6)
-    assert context["num_turns"] == len(QUESTIONS)
+
+
+@pytest.mark.parametrize("lambda_per_usd", [0.0, 100.0])
+def test_a_served_session_has_the_states_and_actions_of_its_replay(
+    embedder: WordLlamaEmbedder, lambda_per_usd: float
+) -> None:
+    artefact, budget_nusd = random_artefact(trio()), 20_000_000
+    sessions = one_session(artefact.catalog, embedder.embed(QUESTIONS))
+    replayed, served = (RecordingNetwork(artefact.network.layers, artefact.layout.num_context) for _ in range(2))
+    result = replay(
+        QPolicy(replayed, artefact.risk, lambda_per_usd),
+        ReplayData.prepare(sessions, artefact.estimator, artefact.layout),
+        np.array([budget_nusd]),
+    )
+    router, context, spent_nusd, actions = Router(replace(artefact, network=served), embedder), dict[str, Any](), 0, []
+    for row, tokens in enumerate(sessions.prompt_tokens.tolist()):
+        decision = router.choose(
+            sessions.embedding[row : row + 1].astype(np.float32),
+            account(budget_nusd - spent_nusd, context, spent_nusd),
+            Prompt(tokens=tokens, tokens_bound=2 * tokens, task_type=str(sessions.source[row])),
+            None,
+            lambda_per_usd,
+        )
+        assert decision.bankruptcy_penalty == artefact.penalty(budget_nusd / 1e9)
+        actions.append(decision.action)
+        spent_nusd += int(sessions.outcome_cost_nusd[row, decision.action])
+        context = advance(context, decision)
+    assert not result.bankrupt.any()
+    assert actions == result.action.tolist()
+    np.testing.assert_allclose(np.concatenate(served.asked), np.concatenate(replayed.asked), rtol=1e-5, atol=1e-6)
+
+
+def test_the_cost_is_predicted_from_the_typical_prompt_and_reserved_from_its_bound(embedder: WordLlamaEmbedder) -> None:
+    router = Router(random_artefact(PAIR), embedder)
+
+    def decide(tokens: int, tokens_bound: int) -> Decision:
+        asked = Prompt(tokens=tokens, tokens_bound=tokens_bound)
+        return router.decide(QUESTIONS[0], account(10**9), asked, 5, 0.0)
+
+    short, careful, long = decide(100, 100), decide(100, 1100), decide(1100, 1100)
+    assert careful.predicted_cost_usd == short.predicted_cost_usd != long.predicted_cost_usd
+    assert careful.action == short.action
+    assert careful.reserve_nusd - short.reserve_nusd == router.worst_case_nusd(short.action, 1000, 0)
+
+
+def test_an_unknown_type_of_task_is_inferred_as_if_none_were_named(embedder: WordLlamaEmbedder) -> None:
+    router = Router(random_artefact(PAIR), embedder)
+    unnamed, unknown, named = (
+        router.decide(QUESTIONS[0], account(10**9), prompt(100, name), None, 0.0) for name in ("", "verse", "sums")
+    )
+    assert unnamed == unknown
+    assert 0 < unnamed.summary[1] < named.summary[1] == 1  # the share of sums
+    for model, cost_usd in named.predicted_cost_usd.items():
+        assert unnamed.predicted_cost_usd[model] < cost_usd
 
 
 def test_lambda_trades_q_against_predicted_cost(embedder: WordLlamaEmbedder) -> None:
     router = Router(random_artefact(trio()), embedder)
     for lambda_per_usd in (0.0, 100.0, 1e6):
-        decision = router.decide(QUESTIONS[1], account(10**9), 30, None, lambda_per_usd)
+        decision = router.decide(QUESTIONS[1], account(10**9), prompt(30), None, lambda_per_usd)
         score = {name: q - lambda_per_usd * decision.predicted_cost_usd[name] for name, q in decision.q_values.items()}
         assert decision.model == max(score, key=lambda name: score[name])
         assert decision.masked == {}
@@ -87,10 +162,10 @@ def test_lambda_trades_q_against_predicted_cost(embedder: WordLlamaEmbedder) -> 
 
 def test_masks_say_why(embedder: WordLlamaEmbedder) -> None:
     router = Router(random_artefact(PAIR, typical_cost_usd=0.001), embedder)
-    by_quantile = router.decide(QUESTIONS[0], account(500_000), 10, None, 0.0).masked
+    by_quantile = router.decide(QUESTIONS[0], account(500_000), prompt(10), None, 0.0).masked
     assert len(by_quantile) == 1  # neither fits: the cheaper one stays, with a shorter answer
     assert "high quantile of its predicted cost" in next(iter(by_quantile.values()))
-    by_clamp = router.decide(QUESTIONS[0], account(34_999), 10, None, 0.0)
+    by_clamp = router.decide(QUESTIONS[0], account(34_999), prompt(10), None, 0.0)
     assert by_clamp.model == "weak"
     assert by_clamp.masked == {"strong": "prompt and one token, up to $0.000035000, exceeds remaining $0.000034999"}
 
@@ -100,31 +175,31 @@ def test_nothing_payable_is_an_exhausted_budget(embedder: WordLlamaEmbedder) -> 
     with pytest.raises(
         BudgetExhaustedError, match=r"spent \$0.000001000, reserved \$0.000000000, remaining \$0.000002099"
     ):
-        router.decide(QUESTIONS[0], account(2_099, spent_nusd=1_000), 10, None, 0.0)
+        router.decide(QUESTIONS[0], account(2_099, spent_nusd=1_000), prompt(10), None, 0.0)
 
 
 def test_a_free_model_answers_without_money(embedder: WordLlamaEmbedder) -> None:
     router = Router(random_artefact(Catalog((*PAIR.models, spec("free", 0.0, 0.0)))), embedder)
-    decision = router.decide(QUESTIONS[0], account(0), 10**6, 50, 0.0)
+    decision = router.decide(QUESTIONS[0], account(0), prompt(10**6), 50, 0.0)
     assert (decision.model, decision.max_tokens, decision.reserve_nusd) == ("free", 50, 0)
     assert set(decision.masked) == {"weak", "strong"}
-    assert "free" not in router.decide(QUESTIONS[0], account(10**5), 10, 50, 0.0).masked
+    assert "free" not in router.decide(QUESTIONS[0], account(10**5), prompt(10), 50, 0.0).masked
 
 
 def test_a_decision_reads_as_json(embedder: WordLlamaEmbedder) -> None:
     router = Router(random_artefact(PAIR), embedder)
-    fields = router.decide(QUESTIONS[0], account(10**9), 10, 7, 2.0).to_json()
+    fields = router.decide(QUESTIONS[0], account(10**9), prompt(10), 7, 2.0).to_json()
     assert fields["lambda_per_usd"] == 2.0
     assert fields["policy_version"] == router.version
     assert fields["reserve_usd"] > 0
-    assert not {"outcomes", "reserve_nusd"} & set(fields)
+    assert not {"summary", "reserve_nusd"} & set(fields)
 
 
-def test_a_session_of_another_pool_is_refused(embedder: WordLlamaEmbedder) -> None:
-    of_pair = Router(random_artefact(PAIR), embedder)
-    context = advance({}, of_pair.decide(QUESTIONS[0], account(10**9), 10, None, 0.0))
-    with pytest.raises(ArtefactError, match=r"was begun under a policy of .* outcome features"):
-        Router(random_artefact(trio()), embedder).decide(QUESTIONS[0], account(10**9, context), 10, None, 0.0)
+def test_a_session_of_other_types_of_task_is_refused(embedder: WordLlamaEmbedder) -> None:
+    before, after = (Router(random_artefact(PAIR, types=types), embedder) for types in (TYPES, (*TYPES, "verse")))
+    context = advance({}, before.decide(QUESTIONS[0], account(10**9), prompt(10), None, 0.0))
+    with pytest.raises(ArtefactError, match="was begun under a policy of 3 summary features, this one has 4"):
+        after.decide(QUESTIONS[0], account(10**9, context), prompt(10), None, 0.0)
 
 
 def test_another_embedder_is_refused() -> None:

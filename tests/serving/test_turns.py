@@ -3,19 +3,22 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 from aiohttp import web
 
 from seqroute_ray.core.ledger import Account
 from seqroute_ray.serving.config import load_config
 from seqroute_ray.serving.protocol import TurnHeaders, parse_chat
+from seqroute_ray.serving.router import Decision, Prompt
 from seqroute_ray.serving.turns import Answer, TurnService
 from seqroute_ray.serving.upstream import UpstreamError
 
-from .support import QUESTIONS, random_artefact, settings, trio, write_settings
+from .support import QUESTIONS, TYPES, random_artefact, settings, trio, write_settings
 
 T = TypeVar("T")
 HEADERS = TurnHeaders(session_id="s", budget_nusd=10**7)
@@ -75,7 +78,17 @@ def test_usage_is_priced_by_the_catalog(tmp_path: Path) -> None:
     result = in_service(tmp_path, with_usage(prompt_tokens=5, completion_tokens=7), answer)
     assert result.cost_nusd == round(float(trio().cost_usd(result.decision.action, 5, 7)) * 1e9)
     assert (result.account.spent_nusd, result.account.reserved_nusd) == (result.cost_nusd, 0)
-    assert result.account.context["previous_action"] == result.decision.action
+    assert result.account.context == {"num_turns": 1, "summary_sum": list(result.decision.summary)}
+
+
+def test_the_prompt_and_the_named_type_of_task_are_what_the_router_decides_on(tmp_path: Path) -> None:
+    async def both(service: TurnService) -> tuple[Decision, Decision]:
+        prompt = Prompt(tokens=REQUEST.prompt_tokens, tokens_bound=REQUEST.prompt_tokens_bound, task_type=TYPES[1])
+        expected = service.router.decide(REQUEST.text, Account("s", 10**7, 0, 0, 0, {}), prompt, 50, 0.0)
+        return await service.decide(REQUEST, replace(HEADERS, task_type=TYPES[1])), expected
+
+    decision, expected = in_service(tmp_path, with_usage(), both)
+    assert decision == expected
 
 
 USELESS_USAGE = [
@@ -181,8 +194,11 @@ def test_parallel_turns_all_join_the_sessions_memory(tmp_path: Path) -> None:
     provider = with_usage(prompt_tokens=5, completion_tokens=7)
     provider.delay_s = 0.1
 
-    async def crowd(service: TurnService) -> Account:
-        await asyncio.gather(*(answer(service) for _ in range(8)))
-        return await service.account("s")
+    async def crowd(service: TurnService) -> tuple[list[Answer], Account]:
+        answers = await asyncio.gather(*(answer(service) for _ in range(8)))
+        return answers, await service.account("s")
 
-    assert in_service(tmp_path, provider, crowd).context["num_turns"] == 8
+    answers, account = in_service(tmp_path, provider, crowd)
+    assert account.context["num_turns"] == 8
+    summary_sum = np.sum([each.decision.summary for each in answers], axis=0)
+    np.testing.assert_allclose(account.context["summary_sum"], summary_sum)

@@ -1,11 +1,15 @@
-"""The loss by hand."""
+"""The loss by hand; the network against its twin in numpy."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from seqroute_ray.training.cql import Heads, Targets, cql_loss, td_targets
+from seqroute_ray.core.mdp import NUM_AFTER
+from seqroute_ray.training.cql import ActionValueNetwork, Heads, Targets, cql_loss, td_targets, to_numpy
 
 
 def logit(p: float) -> float:
@@ -53,3 +57,28 @@ def test_the_penalty_turns_the_choice() -> None:
     heads = Heads(torch.tensor([[1.0, 2.0]]), torch.tensor([[logit(0.1), logit(0.5)]]))
     assert int(heads.q_values(1.0).argmax()) == 1
     assert int(heads.q_values(5.0).argmax()) == 0
+
+
+NUM_CONTEXT = 9
+
+
+def random_states(num_rows: int, num_models: int) -> torch.Tensor:
+    return torch.randn(num_rows, NUM_CONTEXT + num_models * (1 + NUM_AFTER))
+
+
+@settings(deadline=None, max_examples=30)  # the machine may be busy
+@given(st.integers(1, 6), st.lists(st.integers(1, 64), min_size=1, max_size=3), st.integers(0, 2**32 - 1))
+def test_numpy_and_torch_agree_on_q_values(num_models: int, hidden: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    network, state = ActionValueNetwork(NUM_CONTEXT, NUM_AFTER, hidden), random_states(50, num_models)
+    torch.nn.init.normal_(network.linears()[-1].weight)
+    heads, ours = Heads.of(network(state)), to_numpy(network).values(state.numpy())
+    np.testing.assert_allclose(ours.quality, heads.quality.detach().numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours.q_values(5.0), heads.q_values(5.0).detach().numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_new_network_ranks_by_the_estimates_alone() -> None:
+    torch.manual_seed(0)
+    network, state = ActionValueNetwork(NUM_CONTEXT, NUM_AFTER, (64, 64)), random_states(50, 3)
+    beyond = Heads.of(network(state)).quality - state[:, NUM_CONTEXT : NUM_CONTEXT + 3]
+    torch.testing.assert_close(beyond, beyond[:1, :1].expand_as(beyond), atol=1e-5, rtol=0)

@@ -14,7 +14,7 @@ NUM_TURNS = 6
 UNIT_USD = 0.001
 COST_UNITS = (1, 4)  # cheap, strong
 QUALITY = ((0.9, 0.95), (0.1, 0.9))  # by type of turn: easy, hard; cheap, strong
-BUDGET_UNITS = 13  # strong on every hard turn costs 15 on average: it takes planning
+BUDGETS_UNITS = (13, 17, 20)  # strong on every hard turn costs 15 on average: it takes planning
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ToyMdp:
             embedding=embedding.astype(np.float16),
             quality=quality[rows, base.action],
             cost_nusd=cost_nusd[rows, base.action],
+            prompt_tokens=np.zeros(num_turns, dtype=np.int64),
             outcome_quality=quality,
             outcome_cost_nusd=np.array(cost_nusd),
             source=np.array(["easy", "hard"])[kind],
