@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import tyro
 
 from seqroute_ray.core.errors import ConfigError, SeqRouteError, UnknownModelError
+from seqroute_ray.core.policy import PolicyArtefact
+from seqroute_ray.data.change_pool import AddModelConfig, RemoveModelConfig
 from seqroute_ray.data.importer import ImportConfig
 from seqroute_ray.data.relabel import RelabelConfig
 from seqroute_ray.data.sample import SampleConfig
@@ -62,6 +64,24 @@ def calibrate(config: Annotated[CalibrateConfig, Flat]) -> Result:
     return calibrate(config)
 
 
+def add_model(config: Annotated[AddModelConfig, Flat]) -> Result:
+    """Add a model to a trained policy, from a few observed turns or none, without training again."""
+    from seqroute_ray.data.change_pool import add_model_to_policy
+
+    return _pool_of(config.out, add_model_to_policy(config))
+
+
+def remove_model(config: Annotated[RemoveModelConfig, Flat]) -> Result:
+    """Take a model out of a trained policy, without training again."""
+    from seqroute_ray.data.change_pool import remove_model_from_policy
+
+    return _pool_of(config.out, remove_model_from_policy(config))
+
+
+def _pool_of(out: Path, artefact: PolicyArtefact) -> Result:
+    return {"policy_dir": out, "policy_version": artefact.version, "models": list(artefact.catalog.names)}
+
+
 def evaluate(config: Annotated[EvaluateConfig, Flat]) -> Result:
     """Replay a policy and the baselines on held-out sessions."""
     from seqroute_ray.stages import evaluate
@@ -90,6 +110,8 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "relabel": relabel,
     "train": train,
     "calibrate": calibrate,
+    "add-model": add_model,
+    "remove-model": remove_model,
     "evaluate": evaluate,
     "serve": serve,
     "quickstart": quickstart,

@@ -1,20 +1,23 @@
 """Small real objects that several test files start from."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.core.catalog import Catalog, ModelSpec
 from seqroute_ray.core.estimator import Estimates, OutcomeEstimator
 from seqroute_ray.core.mdp import NUM_AFTER, StateLayout, TurnFeatures, expected_turns_left
+from seqroute_ray.core.money import to_nusd
 from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries, QueryFeatures
 from seqroute_ray.core.sessions import Sessions
-from seqroute_ray.evaluation.replay import ReplayData
+from seqroute_ray.evaluation.replay import Policy, ReplayData, Turns
 
 DIMS = 4
 TYPES = ("even", "odd")  # of task
@@ -159,3 +162,34 @@ def make_replay_data(sessions: Sessions, seed: int = 0) -> ReplayData:
     """The sessions with estimates of random weights."""
     num_models = len(sessions.catalog)
     return ReplayData.prepare(sessions, make_estimator(num_models, seed), make_layout(num_models))
+
+
+def make_estimates(quality: ArrayLike, cost_usd: ArrayLike, cost_high_usd: ArrayLike | None = None) -> Estimates:
+    """Estimates [N, K] by hand; the high quantile is the mean cost unless it is given. Nothing runs away."""
+    mean_usd = np.array(cost_usd, dtype=np.float32)
+    high_usd = mean_usd.copy() if cost_high_usd is None else np.array(cost_high_usd, dtype=np.float32)
+    return Estimates(np.array(quality, dtype=np.float32), mean_usd, high_usd, np.zeros_like(mean_usd))
+
+
+def make_foreseen(estimates: Estimates, lengths: Sequence[int] = (), **layout: Any) -> ReplayData:
+    """Sessions of the lengths (one of all turns) whose every outcome is as estimated; `layout` replaces its parts."""
+    num_turns, num_models = estimates.quality.shape
+    sessions = make_sessions(lengths or [num_turns], num_models)
+    outcome_cost, rows = to_nusd(estimates.cost_usd), np.arange(num_turns)
+    sessions = replace(
+        sessions,
+        outcome_quality=estimates.quality,
+        outcome_cost_nusd=outcome_cost,
+        quality=estimates.quality[rows, sessions.action],
+        cost_nusd=outcome_cost[rows, sessions.action],
+    )
+    features = TurnFeatures(estimates, np.zeros((num_turns, SUMMARY_WIDTH), dtype=np.float32))
+    return ReplayData(sessions, replace(make_layout(num_models), **layout), features)
+
+
+def ask(
+    policy: Policy, data: ReplayData, turn: int, rows: Sequence[int] | IntArray, remaining_usd: ArrayLike
+) -> list[int]:
+    """The policy's actions on some rows of sessions that have spent nothing yet."""
+    money_usd = np.array(remaining_usd, dtype=np.float64)
+    return [int(action) for action in policy.act(data, Turns(np.array(rows), turn, money_usd, money_usd))]

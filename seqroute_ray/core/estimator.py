@@ -7,7 +7,7 @@ from a fold that saw nothing of their group.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import ConfigError, DataError
-from seqroute_ray.core.queries import Queries, QueryFeatures, common_types
+from seqroute_ray.core.queries import Queries, QueryFeatures, common_types, log_known_tokens, mean_tokens
 from seqroute_ray.core.ridge import leave_one_out, logistic_ridge, ridge, sigmoid
 from seqroute_ray.core.sessions import Sessions, observed_outcomes
 
@@ -92,7 +92,7 @@ class OutcomeEstimator:
         log_tokens = design @ self.token_weights
         spread = np.exp(design @ self.spread_weights)
         price_in, price_token = _prices(catalog)
-        prompt_usd = queries.prompt_tokens[:, None] * price_in
+        prompt_usd = self.features.billed_tokens(queries)[:, None] * price_in
         high = np.exp(log_tokens + spread * self.high_deviations)
         columns = {
             "quality": sigmoid(design @ self.quality_weights),
@@ -101,6 +101,22 @@ class OutcomeEstimator:
             "runaway": sigmoid(design @ self.runaway_weights),
         }
         return Estimates(**{name: values.astype(np.float32) for name, values in columns.items()})
+
+    @classmethod
+    def of_columns(cls, features: QueryFeatures, columns: Sequence["Column"]) -> "OutcomeEstimator":
+        """The models' columns, in the order of the pool."""
+        parts = {
+            name: np.stack([getattr(column, name) for column in columns], axis=-1).astype(np.float32)
+            for name in Column.__dataclass_fields__
+        }
+        return cls(features=features, **parts)
+
+    def columns(self) -> list["Column"]:
+        """Inverse of of_columns."""
+        return [
+            Column(**{name: getattr(self, name)[..., k].astype(np.float64) for name in Column.__dataclass_fields__})
+            for k in range(self.num_models)
+        ]
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         own = {name: array for name, array in vars(self).items() if name != "features"}
@@ -142,7 +158,11 @@ def observe(sessions: Sessions) -> Observations:
     vector = np.unique(vector_bytes.reshape(-1), return_inverse=True)[1]
     _, first, query = np.unique(group * (int(vector.max()) + 1) + vector, return_index=True, return_inverse=True)
     price_in, price_token = _prices(sessions.catalog)
-    answer_usd = cost_usd - sessions.prompt_tokens[:, None] * price_in
+    # Costs without prompt tokens among others with them: a typical prompt is taken off. Without any, nothing is.
+    logs = log_known_tokens(sessions.queries)
+    typical = mean_tokens(float(logs.mean()), float(logs.std())) if logs.mean() > 0 else 0.0
+    prompt_tokens = np.where(sessions.prompt_tokens > 0, sessions.prompt_tokens, typical)
+    answer_usd = cost_usd - prompt_tokens[:, None] * price_in
     tokens = answer_usd / np.where(price_token > 0, price_token, 1.0)  # a free model's tokens cost nothing: any will do
     log_tokens = np.log(np.maximum(tokens, MIN_TOKENS))
     return Observations(
@@ -177,13 +197,12 @@ def fit_estimator(
         raise DataError(
             f"each model needs {MIN_ROWS_PER_MODEL} judged queries to be estimated; too few: {', '.join(poor)}"
         )
-    features = QueryFeatures.fit(seen.queries, common_types(seen.queries) if types is None else types)
+    features = QueryFeatures.fit(seen.queries, common_types(seen.queries, seen.fold_key) if types is None else types)
     design = features.design(seen.queries).astype(np.float64)
     columns = [
-        _fit_model(features, design, seen.quality[:, k], seen.log_tokens[:, k], config) for k in range(len(names))
+        fit_column(features, design, seen.quality[:, k], seen.log_tokens[:, k], config) for k in range(len(names))
     ]
-    parts = (np.stack(part, axis=-1).astype(np.float32) for part in zip(*columns, strict=True))
-    return OutcomeEstimator(features, *parts)
+    return OutcomeEstimator.of_columns(features, columns)
 
 
 def cross_fit(seen: Observations, config: EstimatorConfig, names: tuple[str, ...]) -> list[OutcomeEstimator]:
@@ -191,7 +210,7 @@ def cross_fit(seen: Observations, config: EstimatorConfig, names: tuple[str, ...
 
     The fold of a group is a hash of its id: it does not depend on what else is in the logs.
     """
-    fold, types = fold_of(seen.fold_key, config.num_folds), common_types(seen.queries)
+    fold, types = fold_of(seen.fold_key, config.num_folds), common_types(seen.queries, seen.fold_key)
     kept = [_subset(seen, fold != held_out) for held_out in range(config.num_folds)]
     return [fit_estimator(part, config, names, types) for part in kept]
 
@@ -221,21 +240,50 @@ def _subset(seen: Observations, mask: BoolArray) -> Observations:
     return Observations(seen.queries.take(mask), seen.quality[mask], seen.log_tokens[mask], seen.fold_key[mask])
 
 
-def _fit_model(
-    features: QueryFeatures, design: FloatArray, quality: FloatArray, log_tokens: FloatArray, config: EstimatorConfig
-) -> tuple[FloatArray | np.floating, ...]:
-    """One model's column of each array of OutcomeEstimator. design: [N, F]; quality, log_tokens: [N], NaN unknown."""
+@dataclass(frozen=True)
+class Column:
+    """One model's column of each array of OutcomeEstimator."""
+
+    quality_weights: FloatArray  # [F]
+    token_weights: FloatArray  # [F]
+    spread_weights: FloatArray  # [F]
+    runaway_weights: FloatArray  # [F]
+    log_mean_shift: float
+    high_deviations: float
+
+
+def fit_column(
+    features: QueryFeatures,
+    design: FloatArray,
+    quality: FloatArray,
+    log_tokens: FloatArray,
+    config: EstimatorConfig,
+    prior: Column | None = None,
+) -> Column:
+    """Fit one model. design: [N, F]; quality, log_tokens: [N], NaN unknown. Weights are drawn to the prior, or to 0."""
+    drawn_to = {name: getattr(prior, name, None) for name in Column.__dataclass_fields__}
     judged, billed = np.isfinite(quality), np.isfinite(log_tokens)
     light = (config.type_penalty, config.length_penalty)
-    quality_weights = logistic_ridge(design[judged], quality[judged], features.penalty(*light, config.quality_penalty))
+    quality_weights = logistic_ridge(
+        design[judged],
+        quality[judged],
+        features.penalty(*light, config.quality_penalty),
+        drawn_to["quality_weights"],
+    )
     x, y, penalty = design[billed], log_tokens[billed], features.penalty(*light, config.cost_penalty)
-    token_weights = ridge(x, y, penalty)
+    token_weights = ridge(x, y, penalty, drawn_to["token_weights"])
     # In-sample residuals of hundreds of weights are too small: leave-one-out residuals cost one more linear solve.
     residual = leave_one_out(x, y - x @ token_weights, penalty)
-    spread_weights = ridge(x, np.log(np.abs(residual) + MIN_DEVIATION), penalty)
+    spread_weights = ridge(x, np.log(np.abs(residual) + MIN_DEVIATION), penalty, drawn_to["spread_weights"])
     deviations = residual / np.exp(x @ spread_weights)
-    mean_shift = np.log(np.mean(np.exp(residual)))
+    mean_shift = float(np.log(np.mean(np.exp(residual))))
     runs_away = (residual - mean_shift > np.log(RUNAWAY)).astype(np.float64)
-    runaway_weights = logistic_ridge(x, runs_away, features.penalty(*light, config.runaway_penalty))
-    high_deviations = np.quantile(deviations, config.cost_quantile)
-    return quality_weights, token_weights, spread_weights, runaway_weights, mean_shift, high_deviations
+    runaway_penalty = features.penalty(*light, config.runaway_penalty)
+    return Column(
+        quality_weights=quality_weights,
+        token_weights=token_weights,
+        spread_weights=spread_weights,
+        runaway_weights=logistic_ridge(x, runs_away, runaway_penalty, drawn_to["runaway_weights"]),
+        log_mean_shift=mean_shift,
+        high_deviations=float(np.quantile(deviations, config.cost_quantile)),
+    )

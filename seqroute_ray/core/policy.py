@@ -50,11 +50,12 @@ class QNetwork:
     """One ReLU multi-layer perceptron, applied to each action: (context, what the action leaves) -> 2 numbers.
 
     They are the quality still to come beyond this turn's estimate, and the logit of bankruptcy. The estimate itself is
-    added outside, so learning cannot blur it; and no weight belongs to one model, so the pool may change.
+    added outside with one weight, so learning cannot blur it; and no weight belongs to one model: the pool may change.
     """
 
     layers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]  # (weight [in, out], bias [out]), first to last
     num_context: int  # of a state's entries; the first layer's weight has the context's rows first
+    estimate_weight: float = 1.0  # about 1 in a policy that plans
 
     def __post_init__(self) -> None:
         if len(self.layers) < 2:
@@ -74,7 +75,7 @@ class QNetwork:
         weight, bias = rest[-1]
         output = hidden @ weight + bias
         return Values(
-            quality=estimate + output[..., 0],
+            quality=np.float32(self.estimate_weight) * estimate + output[..., 0],
             bankruptcy=np.asarray(1.0 / (1.0 + np.exp(-np.clip(output[..., 1], -30, 30)))),
         )
 
@@ -142,6 +143,7 @@ class PolicyArtefact:
         }
         for i, (weight, bias) in enumerate(self.network.layers):
             arrays |= {f"network.{i}.weight": weight, f"network.{i}.bias": bias}
+        arrays["network.estimate_weight"] = np.array(self.network.estimate_weight, dtype=np.float32)
         return arrays
 
     def save(self, folder: Path) -> None:
@@ -182,7 +184,11 @@ class PolicyArtefact:
                 estimator=OutcomeEstimator.from_arrays(
                     {name.removeprefix("estimator."): a for name, a in arrays.items() if name.startswith("estimator.")}
                 ),
-                network=QNetwork(layers, StateLayout.from_json(manifest["layout"]).num_context),
+                network=QNetwork(
+                    layers,
+                    StateLayout.from_json(manifest["layout"]).num_context,
+                    float(arrays["network.estimate_weight"]),
+                ),
                 risk=RiskPrices(*(tuple(manifest["risk"][name]) for name in ("budgets", "penalties"))),
                 configs=manifest["configs"],
                 data_fingerprint=manifest["data_fingerprint"],

@@ -16,7 +16,7 @@ from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.ridge import logistic_ridge, sigmoid
 
 UNKNOWN_TYPE = ""
-MIN_QUERIES_PER_TYPE = 50  # a type seen less often is not told apart from the others
+MIN_GROUPS_PER_TYPE = 50  # a type of fewer groups is not told apart from the others
 MAX_LENGTH = 3.0  # deviations of log prompt tokens from their mean: beyond, a fitted line would run away
 TYPE_PENALTY = 0.1  # of the classifier; embeddings have unit length
 
@@ -42,7 +42,9 @@ class QueryFeatures:
 
     types: NDArray[np.str_]  # [R]; one unnamed type where the logs name none
     type_weights: NDArray[np.float32]  # [D + 1, R] logit of each type, the intercept last
-    log_tokens: NDArray[np.float32]  # [2] mean and deviation of log prompt tokens; inf: length tells nothing
+    log_tokens: NDArray[
+        np.float32
+    ]  # [2] mean and deviation of log prompt tokens; inf: length tells nothing; mean 0: never logged
 
     @property
     def num_dims(self) -> int:
@@ -60,8 +62,7 @@ class QueryFeatures:
     @classmethod
     def fit(cls, queries: Queries, types: NDArray[np.str_]) -> "QueryFeatures":
         """types: see common_types."""
-        known = queries.prompt_tokens > 0
-        logs = np.log(queries.prompt_tokens[known]) if known.any() else np.zeros(1)
+        logs = log_known_tokens(queries)
         # Lengths that do not vary, or are not logged at all, must say nothing of a later query that has one.
         log_tokens = np.array([logs.mean(), logs.std() if logs.std() > 1e-3 else np.inf], dtype=np.float32)
         if len(types) < 2:
@@ -92,6 +93,14 @@ class QueryFeatures:
         length = np.where(queries.prompt_tokens > 0, length, 0.0)
         return np.concatenate([share, length[:, None]], axis=1).astype(np.float32)
 
+    def billed_tokens(self, queries: Queries) -> FloatArray:
+        """[N] prompt tokens to be priced: typical where unknown; 0 where the logs had none, and answers bear all."""
+        mean, deviation = (float(x) for x in self.log_tokens)
+        if mean <= 0:
+            return np.zeros(len(queries))
+        typical = mean_tokens(mean, deviation if np.isfinite(deviation) else 0.0)
+        return np.where(queries.prompt_tokens > 0, queries.prompt_tokens, typical)
+
     def design(self, queries: Queries) -> NDArray[np.float32]:
         """[N, 2 R + D]: types, types times length, embedding."""
         summary = self.summary(queries)
@@ -111,10 +120,22 @@ class QueryFeatures:
         return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})  # type: ignore[arg-type]
 
 
-def common_types(queries: Queries) -> NDArray[np.str_]:
-    """The types of task that are named often enough to be told apart."""
-    names, counts = np.unique(queries.task_type, return_counts=True)
-    return np.asarray(names[(names != UNKNOWN_TYPE) & (counts >= MIN_QUERIES_PER_TYPE)])
+def mean_tokens(log_mean: float, log_deviation: float) -> float:
+    """Mean of a log-normal count, not its median: what unknown prompts cost together."""
+    return float(np.exp(log_mean + log_deviation**2 / 2))
+
+
+def log_known_tokens(queries: Queries) -> FloatArray:
+    """Logarithms of the prompt tokens that are known; a single 0 where none is."""
+    known = queries.prompt_tokens[queries.prompt_tokens > 0]
+    return np.log(known) if len(known) else np.zeros(1)
+
+
+def common_types(queries: Queries, group: NDArray[np.str_]) -> NDArray[np.str_]:
+    """The types of task that occur in enough groups [N] to be told apart, in every fold."""
+    pairs = np.unique(np.stack([queries.task_type, group.astype(np.str_)]), axis=1)
+    names, counts = np.unique(pairs[0], return_counts=True)
+    return np.asarray(names[(names != UNKNOWN_TYPE) & (counts >= MIN_GROUPS_PER_TYPE)])
 
 
 def _with_intercept(embedding: NDArray[np.floating]) -> FloatArray:

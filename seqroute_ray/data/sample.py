@@ -1,6 +1,6 @@
 """Sample session logs from the bundled outcomes: what a team's own logs would look like, with every answer known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.data.bundled import Outcomes, load_composed, load_outcomes
+from seqroute_ray.data.catalogs import load_catalog
 
 DEFAULT_POOL = ("llama-3.1-8b-instruct", "llama-3.1-70b-instruct", "gpt-4o-2024-08-06")
 FINDINGS_POOL = (
@@ -37,6 +38,7 @@ class SampleConfig:
     composed: bool = False  # the bundled sessions with the lengths of a real chat trace instead, at most num_sessions
     behaviour: str = "uniform"  # uniform, MODEL, or epsilon-MODEL
     epsilon: float = 0.2  # share of uniform turns of behaviour epsilon-MODEL
+    catalog: Path | None = None  # JSON or YAML list of models with other prices; None is the bundled catalog
     with_outcomes: bool = False  # log every model's outcome of each turn, not only the acting one's
     seed: int = 0
 
@@ -61,6 +63,8 @@ def write_sample(config: SampleConfig, path: Path) -> int:
 def sample_logs(config: SampleConfig) -> pa.Table:
     """The log rows of `config.num_sessions` sessions. Questions do not repeat inside a session."""
     outcomes = load_outcomes().select(config.models)
+    if config.catalog is not None:
+        outcomes = replace(outcomes, catalog=load_catalog(config.catalog).select(config.models))
     rng = np.random.default_rng(config.seed)
     if config.composed:
         lengths, query = load_composed(config.part, config.num_sessions)

@@ -129,8 +129,8 @@ def fitted_families(sessions: Sessions, artefact: PolicyArtefact) -> list[Family
 
 def static_mixtures(mean_cost_usd: FloatArray, mean_quality: FloatArray) -> tuple[Setting, ...]:
     """Coins between neighbours on the hull of the single models: the best static mixture at every cost."""
-    costs, _ = frontier(mean_cost_usd, mean_quality)
-    hull = [int(np.argmin(np.abs(mean_cost_usd - cost))) for cost in costs]
+    corners = zip(*frontier(mean_cost_usd, mean_quality), strict=True)
+    hull = [int(np.argmax((mean_cost_usd == cost) & (mean_quality == quality))) for cost, quality in corners]
     pairs = list(pairwise(hull)) or [(hull[0], hull[0])]
     return tuple(
         Setting(f"models {cheap}, {dear}; share {share:g}", StaticMixture(cheap, dear, share))

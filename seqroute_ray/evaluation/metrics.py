@@ -97,8 +97,7 @@ class Measured:
 def measure(result: ReplayResult, sessions: Sessions, replicates: Replicates) -> Measured:
     """Summarise a replay."""
     cost_usd = to_usd(result.cost_nusd)
-    quality_replicates, cost_replicates = replicates.means(np.stack([result.quality, 1e3 * cost_usd], axis=1)).T
-    cost_replicates = cost_replicates / 1e3  # thousandths of a dollar keep float32's digits
+    quality_replicates, cost_replicates = replicates.means(np.stack([result.quality, cost_usd], axis=1)).T
     decided = result.action[result.action != UNSERVED]
     share = np.bincount(decided, minlength=len(sessions.catalog)) / max(1, len(decided))
     return Measured(

@@ -153,11 +153,10 @@ class Router:
         return int(to_nusd(self.artefact.catalog.cost_usd(action, prompt_tokens, completion_tokens)))
 
     def _allowed(self, high_usd: NDArray[np.floating[Any]], clamps: list[int], remaining_nusd: int) -> BoolArray:
-        """[K]: affordable among the models that can be paid at all; a free model always is."""
+        """[K]: affordable among the models that can be paid at all; a free model's cost of 0 always fits."""
         payable = np.array(clamps) > 0
         among = np.where(payable, high_usd, np.inf)
-        free = np.array([not i and not o for i, o in zip(self._input_price, self._output_price, strict=True)])
-        allowed: BoolArray = affordable(among[None], np.array([to_usd(remaining_nusd)]))[0] | free
+        allowed: BoolArray = affordable(among[None], np.array([to_usd(remaining_nusd)]))[0]
         return allowed
 
     def _reasons(
@@ -187,7 +186,7 @@ def _read_context(context: Mapping[str, Any], width: int) -> tuple[int, NDArray[
     """num_turns and summary_sum [width]; those of a first turn when the context is empty."""
     if not context:
         return 0, np.zeros(width)
-    summary_sum = np.array(context["summary_sum"], dtype=np.float64)
+    summary_sum = np.array(context.get("summary_sum", ()), dtype=np.float64)
     if len(summary_sum) != width:
         raise ArtefactError(
             f"this session was begun under a policy of {len(summary_sum)} summary features, this one has {width}; "

@@ -9,9 +9,10 @@ three learners: alpha = 0 is double DQN, td_weight = 0 is behaviour cloning, bot
 Source: Conservative Q-Learning for Offline Reinforcement Learning, arXiv:2006.04779, equation 4 (discrete CQL(H)).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Heads:
 
 
 class ActionValueNetwork(nn.Module):
-    """core.policy.QNetwork in torch: [N, state_dim] -> [N, 2 num_actions], see Heads. It starts as the estimates."""
+    """core.policy.QNetwork in torch: [N, state_dim] -> [N, 2 num_actions], see Heads. It starts with the estimates."""
 
     def __init__(self, num_context: int, num_after: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -60,6 +61,7 @@ class ActionValueNetwork(nn.Module):
         layers = [nn.Linear(*sizes) for sizes in pairwise([num_context + num_after, *hidden, 2])]
         nn.init.zeros_(layers[-1].weight)
         self.layers = nn.ModuleList(layers)
+        self.estimate_weight = nn.Parameter(torch.ones(()))  # 1 when planning; cloning learns its own
 
     def linears(self) -> list[nn.Linear]:
         """The layers, first to last."""
@@ -75,7 +77,29 @@ class ActionValueNetwork(nn.Module):
         values: Tensor = shared.unsqueeze(1) + after @ weight[self.num_context :]
         for layer in rest:
             values = layer(torch.relu(values))
-        return torch.cat([estimate + values[..., 0], values[..., 1]], dim=1)
+        return torch.cat([self.estimate_weight * estimate + values[..., 0], values[..., 1]], dim=1)
+
+
+class PlainNetwork(nn.Module):
+    """A multi-layer perceptron [N, state_dim] -> [N, 2 num_actions]: states without parts, as in the paper."""
+
+    def __init__(self, state_dim: int, hidden: Sequence[int], num_actions: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for sizes in pairwise([state_dim, *hidden]):
+            layers += [nn.Linear(*sizes), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear([state_dim, *hidden][-1], 2 * num_actions))
+
+    def forward(self, state: Tensor) -> Tensor:
+        values: Tensor = self.layers(state)
+        return values
+
+
+def make_network(state_dim: int, num_actions: int, settings: Mapping[str, Any]) -> ActionValueNetwork | PlainNetwork:
+    """By settings: hidden; num_context and num_after where a state has these parts."""
+    if "num_context" in settings:
+        return ActionValueNetwork(settings["num_context"], settings["num_after"], settings["hidden"])
+    return PlainNetwork(state_dim, settings["hidden"], num_actions)
 
 
 @dataclass(frozen=True)
@@ -125,4 +149,4 @@ def to_numpy(network: ActionValueNetwork) -> QNetwork:
         return tensor.detach().cpu().numpy().astype(np.float32)
 
     layers = [(array(layer.weight).T.copy(), array(layer.bias)) for layer in network.linears()]
-    return QNetwork(layers, network.num_context)
+    return QNetwork(layers, network.num_context, float(network.estimate_weight.detach()))

@@ -19,7 +19,7 @@ from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.core.dataset import Dataset
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.hbr import Transitions
-from seqroute_ray.core.mdp import StateLayout, TurnFeatures, affordable, encode_state
+from seqroute_ray.core.mdp import NUM_AFTER, StateLayout, TurnFeatures, affordable, encode_state
 from seqroute_ray.core.money import to_usd
 
 BANKRUPT = "bankrupt"  # [N]
@@ -32,7 +32,15 @@ class BatchSource(Protocol):
     """What a learner draws its batches from."""
 
     @property
-    def layout(self) -> StateLayout: ...
+    def state_dim(self) -> int: ...
+
+    @property
+    def num_actions(self) -> int: ...
+
+    @property
+    def network(self) -> dict[str, int]:
+        """How a state falls into parts: settings of cql.make_network."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -59,13 +67,28 @@ class RelabeledData:
             raise DataError(
                 f"actions must be in [0, {num_models}), got {t.action.min()}..{t.action.max()}; relabel again"
             )
-        if t.turn_row.min() < 0 or t.turn_row.max() >= len(dataset.turns):
-            raise DataError(f"turn rows must be in [0, {len(dataset.turns)}), got {t.turn_row.max()}; relabel again")
+        last_row = int(np.max(t.turn_row + ~t.terminated))  # a transition that goes on needs the row after its own
+        if t.turn_row.min() < 0 or last_row >= len(dataset.turns):
+            raise DataError(
+                f"turn rows must be in [0, {len(dataset.turns)}), got {t.turn_row.min()}..{last_row}; relabel again"
+            )
         numbers = {"reward": t.reward, "history": dataset.turns.history, **vars(dataset.turns.estimates)}
         for name, values in numbers.items():
             if not np.isfinite(values).all():
                 raise DataError(f"the dataset holds a {name} that is not finite; relabel again")
         return cls(dataset.layout, dataset.turns, t)
+
+    @property
+    def state_dim(self) -> int:
+        return self.layout.state_dim
+
+    @property
+    def num_actions(self) -> int:
+        return self.layout.num_models
+
+    @property
+    def network(self) -> dict[str, int]:
+        return {"num_context": self.layout.num_context, "num_after": NUM_AFTER}
 
     def __len__(self) -> int:
         return len(self.transitions)

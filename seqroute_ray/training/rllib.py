@@ -25,8 +25,7 @@ from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from seqroute_ray.core.mdp import NUM_MONEY
-from seqroute_ray.core.policy import QNetwork
-from seqroute_ray.training.cql import ActionValueNetwork, Heads, cql_loss, td_targets, to_numpy
+from seqroute_ray.training.cql import ActionValueNetwork, Heads, PlainNetwork, cql_loss, make_network, td_targets
 from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, BatchSource, ShuffledRows
 
 QUALITY_LOSS, BANKRUPTCY_LOSS, CONSERVATIVE_LOSS = "quality_loss", "bankruptcy_loss", "conservative_loss"
@@ -38,13 +37,12 @@ class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
     def setup(self) -> None:
         super().setup()
         settings = self.model_config
-        num_context = settings["num_context"]
-        self.network = ActionValueNetwork(num_context, settings["num_after"], settings["hidden"])
+        self.network = make_network(self.observation_space.shape[0], int(self.action_space.n), settings)
         self.bankruptcy_penalty = settings["bankruptcy_penalty"]
         # Standard deviation of the noise on each state entry: the same sessions come back under thousands of budgets,
         # and a network that knows them by their history expects their outcomes instead of typical ones.
         noise = torch.zeros(self.observation_space.shape[0])
-        noise[NUM_MONEY:num_context] = settings["history_noise"]
+        noise[NUM_MONEY : settings.get("num_context", NUM_MONEY)] = settings["history_noise"]
         self.register_buffer("noise", noise, persistent=False)
 
     def compute_q_values(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +128,7 @@ class DiscreteCQLConfig(DQNConfig):
         super().__init__(algo_class=algo_class or DiscreteCQL)
         self._is_online = False  # no environment runners
         self.source_fn: Callable[[], BatchSource] | None = None
-        self.cql_alpha, self.td_weight, self.bankruptcy_penalty = 0.01, 1.0, 5.0
+        self.cql_alpha, self.td_weight, self.bankruptcy_penalty = 0.01, 1.0, 2.0
         self.gamma, self.tau, self.lr, self.grad_clip = 1.0, 0.01, 1e-3, 10.0
         self.double_q, self.dueling, self.num_atoms, self.n_step = True, False, 1, 1
         self.train_batch_size_per_learner, self.dataset_num_iters_per_learner = 2048, 250
@@ -183,12 +181,12 @@ class DiscreteCQL(DQN):
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
-    def q_network(self) -> QNetwork:
-        """The learned network for numpy; the same for local and remote learners."""
+    def network(self) -> ActionValueNetwork | PlainNetwork:
+        """A copy of the learned network; the same for local and remote learners."""
         state = self.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"][DEFAULT_MODULE_ID]
-        settings = self.config.model_config
-        network = ActionValueNetwork(settings["num_context"], settings["num_after"], settings["hidden"])
+        config = self.config
+        network = make_network(config.observation_space.shape[0], int(config.action_space.n), config.model_config)
         prefix = "network."
         weights = {k.removeprefix(prefix): torch.tensor(v) for k, v in state.items() if k.startswith(prefix)}
         network.load_state_dict(weights)
-        return to_numpy(network)
+        return network

@@ -12,14 +12,15 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from seqroute_ray.core.dataset import Dataset, read_dataset
-from seqroute_ray.core.mdp import NUM_AFTER
 from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.training.config import CqlConfig, TrainConfig
+from seqroute_ray.training.cql import ActionValueNetwork, PlainNetwork, to_numpy
 from seqroute_ray.training.reader import BatchSource, RelabeledData
 from seqroute_ray.training.rllib import BANKRUPTCY_LOSS, CONSERVATIVE_LOSS, QUALITY_LOSS, DiscreteCQL, DiscreteCQLConfig
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, losses)
+Network = ActionValueNetwork | PlainNetwork
 LOSSES = (QUALITY_LOSS, BANKRUPTCY_LOSS, CONSERVATIVE_LOSS)
 STEPS_PER_ITERATION = 250  # learning-rate and progress granularity
 
@@ -28,7 +29,9 @@ def train(config: TrainConfig, progress: Progress = lambda _done, _total, _losse
     """Train and save. Ray must be initialised. Raises DataError, ConfigError."""
     dataset = read_dataset(config.dataset)
     network = train_network(RelabeledData.of(dataset), config.cql, bankruptcy_penalty(dataset), progress)
-    artefact = make_artefact(dataset, network, config.cql)
+    if not isinstance(network, ActionValueNetwork):
+        raise TypeError(f"a relabeled dataset trains an ActionValueNetwork, got {type(network).__name__}")
+    artefact = make_artefact(dataset, to_numpy(network), config.cql)
     artefact.save(config.out)
     logger.info("event=trained policy=%s num_steps=%d", artefact.version, config.cql.num_steps)
     return artefact
@@ -56,14 +59,13 @@ def make_artefact(dataset: Dataset, network: QNetwork, config: CqlConfig) -> Pol
 
 def algorithm_config(source: BatchSource, config: CqlConfig, penalty: float) -> DiscreteCQLConfig:
     """RLlib's form of a CqlConfig; penalty: of a bankruptcy, in turns of full quality."""
-    layout = source.layout
     steps = min(STEPS_PER_ITERATION, config.num_steps)
     rows_in_all = config.num_steps * config.batch_size * max(1, config.num_learners)
     settings: DiscreteCQLConfig = (
         DiscreteCQLConfig()
         .environment(
-            observation_space=gym.spaces.Box(-np.inf, np.inf, (layout.state_dim,), np.float32),
-            action_space=gym.spaces.Discrete(layout.num_models),
+            observation_space=gym.spaces.Box(-np.inf, np.inf, (source.state_dim,), np.float32),
+            action_space=gym.spaces.Discrete(source.num_actions),
         )
         .training(
             cql_alpha=config.cql_alpha,
@@ -79,8 +81,7 @@ def algorithm_config(source: BatchSource, config: CqlConfig, penalty: float) -> 
         .rl_module(
             model_config={
                 "hidden": config.hidden,
-                "num_context": layout.num_context,
-                "num_after": NUM_AFTER,
+                **source.network,
                 "bankruptcy_penalty": penalty,
                 "history_noise": config.history_noise,
             }
@@ -91,8 +92,8 @@ def algorithm_config(source: BatchSource, config: CqlConfig, penalty: float) -> 
     return settings
 
 
-def train_network(source: BatchSource, config: CqlConfig, penalty: float, progress: Progress) -> QNetwork:
-    """Run the algorithm for config.num_steps (rounded up to whole iterations); returns the network for numpy."""
+def train_network(source: BatchSource, config: CqlConfig, penalty: float, progress: Progress) -> Network:
+    """Run the algorithm for config.num_steps (rounded up to whole iterations)."""
     torch.manual_seed(config.seed)
     algorithm = algorithm_config(source, config, penalty).build_algo()
     threads = torch.get_num_threads()
@@ -105,9 +106,9 @@ def train_network(source: BatchSource, config: CqlConfig, penalty: float, progre
         algorithm.stop()
 
 
-def _run(algorithm: DiscreteCQL, config: CqlConfig, progress: Progress) -> QNetwork:
+def _run(algorithm: DiscreteCQL, config: CqlConfig, progress: Progress) -> Network:
     steps = min(STEPS_PER_ITERATION, config.num_steps)
     for done in range(steps, config.num_steps + steps, steps):
         results = algorithm.train()[LEARNER_RESULTS][DEFAULT_MODULE_ID]
         progress(min(done, config.num_steps), config.num_steps, {k: float(results[k]) for k in LOSSES})
-    return algorithm.q_network()
+    return algorithm.network()

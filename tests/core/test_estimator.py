@@ -24,6 +24,7 @@ from seqroute_ray.core.estimator import (
     fold_of,
     observe,
 )
+from seqroute_ray.core.money import to_nusd, to_usd
 from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries, QueryFeatures
 from seqroute_ray.core.sessions import NOT_MEASURED_NUSD, Sessions
 from tests.support import TYPES, make_catalog, make_estimator, make_queries, make_sessions
@@ -132,6 +133,47 @@ def test_the_mean_cost_comes_close_to_the_law_where_the_spread_is_the_same_for_a
     truth_usd = fresh.cost_usd(np.exp(fresh.log_tokens_mean + 0.4**2 / 2))
     ratio = estimator.predict(fresh.queries, CATALOG).cost_usd / truth_usd
     assert 0.9 < ratio.min() < ratio.max() < 1.1
+
+
+def logs_of_prompts(share_unknown: float, seed: int, num_turns: int = 2000) -> tuple[Sessions, NDArray[np.int64]]:
+    """Logs of prompts of about 150 tokens and answers of about 200, and the prompts' true tokens [N]."""
+    rng, sessions = np.random.default_rng(seed), make_sessions([4] * (num_turns // 4), seed=seed)
+    prompt_tokens = np.rint(np.exp(5 + 0.4 * rng.normal(size=num_turns))).astype(np.int64)
+    answer_tokens = 200 * np.exp(0.4 * rng.normal(size=(num_turns, 2)))
+    price_in, price_out = sessions.catalog.usd_per_token()
+    cost_nusd = to_nusd(prompt_tokens[:, None] * price_in + answer_tokens * price_out)
+    logged = replace(
+        sessions,
+        prompt_tokens=np.where(rng.random(num_turns) < share_unknown, 0, prompt_tokens),
+        outcome_cost_nusd=cost_nusd,
+        cost_nusd=cost_nusd[np.arange(num_turns), sessions.action],
+    )
+    return logged, prompt_tokens
+
+
+def test_prompts_are_not_paid_twice_after_logs_with_costs_only() -> None:
+    logs, prompt_tokens = logs_of_prompts(share_unknown=1.0, seed=0)
+    estimator = fit_estimator(observe(logs), EstimatorConfig(), logs.catalog.names)
+    unknown = estimator.predict(logs.queries, logs.catalog)
+    known = estimator.predict(replace(logs.queries, prompt_tokens=prompt_tokens), logs.catalog)
+    for name, values in vars(known).items():
+        np.testing.assert_array_equal(values, getattr(unknown, name), err_msg=name)
+    np.testing.assert_allclose(known.cost_usd.mean(axis=0), to_usd(logs.outcome_cost_nusd).mean(axis=0), rtol=0.03)
+
+
+@pytest.mark.parametrize("share_unknown", [0.0, 0.3, 0.7])
+def test_the_mean_cost_is_right_where_only_some_prompts_were_logged(share_unknown: float) -> None:
+    logs, _ = logs_of_prompts(share_unknown, seed=0)
+    estimator = fit_estimator(observe(logs), EstimatorConfig(), logs.catalog.names)
+    fresh, prompt_tokens = logs_of_prompts(0.5, seed=1)
+    queries, truth_usd = fresh.queries, to_usd(fresh.outcome_cost_nusd).mean(axis=0)
+    half, known, unknown = (
+        estimator.predict(replace(queries, prompt_tokens=tokens), fresh.catalog).cost_usd.mean(axis=0)
+        for tokens in (queries.prompt_tokens, prompt_tokens, np.zeros_like(prompt_tokens))
+    )
+    np.testing.assert_allclose(half, truth_usd, rtol=0.03)
+    np.testing.assert_allclose(known, truth_usd, rtol=0.05)
+    np.testing.assert_allclose(unknown, truth_usd, rtol=0.05)  # a typical prompt is a little below the mean
 
 
 @pytest.mark.parametrize("prompt_tokens", [1, 10**5, 10**7])
@@ -277,6 +319,7 @@ def test_all_folds_tell_the_same_types_apart() -> None:
     assert [model.features.types.tolist() for model in models] == [list(TYPES)] * 5
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=20), st.integers(2, 7), st.data())
 def test_the_fold_of_a_group_does_not_depend_on_other_groups(
     groups: list[str], num_folds: int, data: st.DataObject
@@ -333,6 +376,18 @@ def test_observations_worked_by_hand() -> None:
     np.testing.assert_array_equal(seen.quality[order], [[0.5, nan], [nan, 0.5], [nan, nan]])
     tokens = np.exp(seen.log_tokens[order])
     np.testing.assert_allclose(tokens, [[200, nan], [nan, 40], [1, nan]])  # geometric mean of 100 and 400; free
+
+
+def test_a_typical_prompt_is_taken_off_costs_without_prompt_tokens_among_others_with_them() -> None:
+    sessions = make_sessions([4], num_models=1)  # a token of prompt or answer costs 1,000 nano-dollars
+    cost_nusd = np.array([110_000, 1_050_000, 150_000, 90_000])
+    logged = replace(sessions, cost_nusd=cost_nusd, outcome_cost_nusd=cost_nusd[:, None])
+    mixed = observe(replace(logged, prompt_tokens=np.array([50, 200, 0, 0])))
+    typical = 100 * np.exp(np.log(2) ** 2 / 2)  # the mean of log-normal prompts, about 127
+    tokens = np.exp(mixed.log_tokens[:, 0])
+    np.testing.assert_allclose(tokens, [60, 850, 150 - typical, 1])  # an answer has at least one
+    without = observe(replace(logged, prompt_tokens=np.zeros(4, dtype=np.int64)))
+    np.testing.assert_allclose(np.exp(without.log_tokens[:, 0]), cost_nusd / 1000)
 
 
 def test_measured_outcomes_of_other_models_are_observed() -> None:
@@ -392,6 +447,7 @@ def test_an_embedding_of_another_dimension_is_refused() -> None:
         make_estimator().predict(make_queries(3, num_dims=5), make_catalog())
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(1, 4), st.integers(0, 100))
 def test_an_estimator_survives_the_way_to_arrays_and_back(num_models: int, seed: int) -> None:
     estimator, queries, catalog = make_estimator(num_models, seed), make_queries(5, seed), make_catalog(num_models)
@@ -412,12 +468,12 @@ def test_a_prediction_worked_by_hand() -> None:
     long = np.log(20)  # z = 1 and 1 + 2 long - 1; spread 1 and exp(long ln 2) = 2 ** long
     np.testing.assert_allclose(estimates.quality[:, 0], [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-2 * long))], rtol=1e-6)
     np.testing.assert_allclose(estimates.runaway[:, 0], [0.5, 1 / (1 + np.exp(2 - long))], rtol=1e-6)
+    typical = 30 * np.exp(0.5)  # USD: an unknown prompt is billed as the mean of log-normal ones around 10 tokens
     np.testing.assert_allclose(
-        estimates.cost_usd[:, 0], [2 * np.exp(0.5 - 1), 600 + 2 * np.exp(0.5 - 2 * long)], rtol=1e-6
+        estimates.cost_usd[:, 0], [typical + 2 * np.exp(0.5 - 1), 600 + 2 * np.exp(0.5 - 2 * long)], rtol=1e-6
     )
-    np.testing.assert_allclose(
-        estimates.cost_high_usd[:, 0], [2 * np.exp(3 - 1), 600 + 2 * np.exp(3 * 2**long - 2 * long)], rtol=1e-4
-    )
+    high_usd = [typical + 2 * np.exp(3 - 1), 600 + 2 * np.exp(3 * 2**long - 2 * long)]
+    np.testing.assert_allclose(estimates.cost_high_usd[:, 0], high_usd, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

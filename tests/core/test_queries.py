@@ -9,11 +9,12 @@ from seqroute_ray.core.embedding import unit_rows
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.queries import (
     MAX_LENGTH,
-    MIN_QUERIES_PER_TYPE,
+    MIN_GROUPS_PER_TYPE,
     UNKNOWN_TYPE,
     Queries,
     QueryFeatures,
     common_types,
+    log_known_tokens,
 )
 from tests.support import DIMS, TYPES, make_features, make_queries
 
@@ -22,6 +23,11 @@ BY_HAND = QueryFeatures(  # on a 1-d embedding z: sigmoid(z) of "chat", sigmoid(
     type_weights=np.array([[1.0, 0.0], [0.0, 0.0]], dtype=np.float32),
     log_tokens=np.array([np.log(100), np.log(10)], dtype=np.float32),
 )
+
+
+def each_its_own(queries: Queries) -> np.ndarray:
+    """Group ids of queries that have nothing to do with each other."""
+    return np.arange(len(queries)).astype(np.str_)
 
 
 def three_kinds(num_queries: int, seed: int) -> tuple[Queries, np.ndarray]:
@@ -75,7 +81,7 @@ def test_a_query_is_summarised_the_same_in_any_company(num_queries: int, seed: i
 
 def test_the_embedding_tells_the_type_of_a_query_that_names_none() -> None:
     seen, _ = three_kinds(900, seed=0)
-    features = QueryFeatures.fit(seen, common_types(seen))
+    features = QueryFeatures.fit(seen, common_types(seen, each_its_own(seen)))
     assert features.types.tolist() == ["a", "b", "c"]
     fresh, truth = three_kinds(600, seed=1)
     unnamed = Queries(fresh.embedding, np.full(600, UNKNOWN_TYPE), fresh.prompt_tokens)
@@ -88,7 +94,7 @@ def test_the_embedding_tells_the_type_of_a_query_that_names_none() -> None:
 
 def test_the_lengths_of_the_training_queries_are_standardised() -> None:
     seen, _ = three_kinds(900, seed=0)
-    length = QueryFeatures.fit(seen, common_types(seen)).summary(seen)[:, -1]
+    length = QueryFeatures.fit(seen, common_types(seen, each_its_own(seen))).summary(seen)[:, -1]
     known = seen.prompt_tokens > 0
     assert (~known).any()
     assert (length[~known] == 0).all()
@@ -102,7 +108,7 @@ def test_lengths_that_did_not_vary_say_nothing_of_a_later_query(logged: int) -> 
     embedding = make_queries(60).embedding
     seen = Queries(embedding, np.full(60, UNKNOWN_TYPE), np.full(60, logged))
     later = Queries(embedding, seen.task_type, np.full(60, 5000))
-    assert (QueryFeatures.fit(seen, common_types(seen)).summary(later)[:, -1] == 0).all()
+    assert (QueryFeatures.fit(seen, common_types(seen, each_its_own(seen))).summary(later)[:, -1] == 0).all()
 
 
 def test_a_length_beyond_all_experience_counts_as_an_extreme_one() -> None:
@@ -111,11 +117,59 @@ def test_a_length_beyond_all_experience_counts_as_an_extreme_one() -> None:
     assert make_features().summary(queries)[:, -1].tolist() == [-MAX_LENGTH, MAX_LENGTH, MAX_LENGTH]
 
 
-def test_types_are_told_apart_that_are_named_often_enough() -> None:
-    counts = {"rare": MIN_QUERIES_PER_TYPE - 1, "often": MIN_QUERIES_PER_TYPE, "more": 99, UNKNOWN_TYPE: 200}
+def of_types(counts: dict[str, int]) -> Queries:
+    """So many queries of each type."""
     names = np.repeat(list(counts), list(counts.values()))
-    queries = Queries(np.zeros((len(names), 2)), names, np.zeros(len(names), dtype=np.int64))
-    assert common_types(queries).tolist() == ["more", "often"]
+    return Queries(np.zeros((len(names), 2)), names, np.zeros(len(names), dtype=np.int64))
+
+
+def test_types_are_told_apart_that_are_named_often_enough() -> None:
+    queries = of_types({"rare": MIN_GROUPS_PER_TYPE - 1, "often": MIN_GROUPS_PER_TYPE, "more": 99, UNKNOWN_TYPE: 200})
+    assert common_types(queries, each_its_own(queries)).tolist() == ["more", "often"]
+
+
+def test_a_type_that_is_repeated_in_one_group_only_is_not_common() -> None:
+    queries = of_types({"parrot": 500, "often": MIN_GROUPS_PER_TYPE, "almost": 500})
+    group = each_its_own(queries)
+    group[queries.task_type == "parrot"] = "one"
+    almost = np.flatnonzero(queries.task_type == "almost")
+    group[almost] = np.char.add("a", (np.arange(500) % (MIN_GROUPS_PER_TYPE - 1)).astype(np.str_))
+    assert common_types(queries, group).tolist() == ["often"]
+    group[almost[0]] = "one more"
+    assert common_types(queries, group).tolist() == ["almost", "often"]
+
+
+def test_a_group_counts_for_each_type_that_occurs_in_it() -> None:
+    queries = of_types({"a": MIN_GROUPS_PER_TYPE, "b": MIN_GROUPS_PER_TYPE})
+    group = np.tile(np.arange(MIN_GROUPS_PER_TYPE).astype(np.str_), 2)
+    assert common_types(queries, group).tolist() == ["a", "b"]
+
+
+def with_lengths(prompt_tokens: list[int]) -> Queries:
+    num_queries = len(prompt_tokens)
+    return Queries(np.zeros((num_queries, 2)), np.full(num_queries, UNKNOWN_TYPE), np.array(prompt_tokens))
+
+
+def test_unknown_lengths_have_no_logarithm() -> None:
+    np.testing.assert_allclose(log_known_tokens(with_lengths([0, 1, 100, 0])), [0, np.log(100)])
+    assert log_known_tokens(with_lengths([0, 0])).tolist() == [0]
+    assert log_known_tokens(with_lengths([])).tolist() == [0]
+
+
+def test_known_prompts_are_billed_as_they_are_and_unknown_ones_as_typical() -> None:
+    features = QueryFeatures.fit(with_lengths([0, 10, 1000, 0]), np.array([], dtype=np.str_))
+    typical = 100 * np.exp(np.log(10) ** 2 / 2)  # the mean of a log-normal count, not its median
+    np.testing.assert_allclose(features.billed_tokens(with_lengths([0, 7, 10**6])), [typical, 7, 10**6], rtol=1e-6)
+
+
+def test_one_length_in_all_the_logs_is_typical_too() -> None:
+    features = QueryFeatures.fit(with_lengths([300, 300, 0]), np.array([], dtype=np.str_))
+    np.testing.assert_allclose(features.billed_tokens(with_lengths([0, 5])), [300, 5], rtol=1e-6)
+
+
+def test_no_prompt_is_billed_where_the_logs_had_none() -> None:
+    features = QueryFeatures.fit(with_lengths([0, 0]), np.array([], dtype=np.str_))
+    assert features.billed_tokens(with_lengths([0, 7, 10**6])).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("types", [[], ["a"]])
@@ -134,6 +188,7 @@ def test_an_embedding_of_another_dimension_is_refused(shape: tuple[int, ...]) ->
         make_features().summary(queries)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(0, 100))
 def test_features_survive_the_way_to_arrays_and_back(seed: int) -> None:
     features, queries = make_features(seed), make_queries(5, seed)

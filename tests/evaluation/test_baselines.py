@@ -18,8 +18,16 @@ from seqroute_ray.evaluation.baselines import (
     RandomModel,
     StaticMixture,
 )
-from seqroute_ray.evaluation.replay import Policy, ReplayData, Turns, replay
-from tests.support import make_estimator, make_layout, make_network, make_replay_data, make_sessions, random_sessions
+from seqroute_ray.evaluation.replay import ReplayData, Turns, replay
+from tests.support import (
+    ask,
+    make_estimator,
+    make_layout,
+    make_network,
+    make_replay_data,
+    make_sessions,
+    random_sessions,
+)
 
 EXPECTED_TURNS_LEFT = (4.0, 2.0)
 RISK = RiskPrices((0.1, 1.0), (4.0, 1.0))
@@ -30,12 +38,6 @@ def data_of(sessions: Sessions) -> ReplayData:
     num_models = len(sessions.catalog)
     layout = replace(make_layout(num_models), expected_turns_left=EXPECTED_TURNS_LEFT)
     return ReplayData.prepare(sessions, make_estimator(num_models), layout)
-
-
-def ask(policy: Policy, data: ReplayData, turn: int, rows: list[int], remaining_usd: list[float]) -> list[int]:
-    """The policy's actions on some rows of sessions that have spent nothing yet."""
-    money_usd = np.array(remaining_usd)
-    return [int(action) for action in policy.act(data, Turns(np.array(rows), turn, money_usd, money_usd))]
 
 
 def test_a_single_model_is_always_chosen() -> None:

@@ -67,11 +67,17 @@ def random_states(num_rows: int, num_models: int) -> torch.Tensor:
 
 
 @settings(deadline=None, max_examples=30)  # the machine may be busy
-@given(st.integers(1, 6), st.lists(st.integers(1, 64), min_size=1, max_size=3), st.integers(0, 2**32 - 1))
-def test_numpy_and_torch_agree_on_q_values(num_models: int, hidden: list[int], seed: int) -> None:
+@given(
+    st.integers(1, 6),
+    st.lists(st.integers(1, 64), min_size=1, max_size=3),
+    st.floats(-3, 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_numpy_and_torch_agree_on_q_values(num_models: int, hidden: list[int], weight: float, seed: int) -> None:
     torch.manual_seed(seed)
     network, state = ActionValueNetwork(NUM_CONTEXT, NUM_AFTER, hidden), random_states(50, num_models)
     torch.nn.init.normal_(network.linears()[-1].weight)
+    torch.nn.init.constant_(network.estimate_weight, weight)
     heads, ours = Heads.of(network(state)), to_numpy(network).values(state.numpy())
     np.testing.assert_allclose(ours.quality, heads.quality.detach().numpy(), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(ours.q_values(5.0), heads.q_values(5.0).detach().numpy(), rtol=1e-4, atol=1e-4)
@@ -82,3 +88,13 @@ def test_a_new_network_ranks_by_the_estimates_alone() -> None:
     network, state = ActionValueNetwork(NUM_CONTEXT, NUM_AFTER, (64, 64)), random_states(50, 3)
     beyond = Heads.of(network(state)).quality - state[:, NUM_CONTEXT : NUM_CONTEXT + 3]
     torch.testing.assert_close(beyond, beyond[:1, :1].expand_as(beyond), atol=1e-5, rtol=0)
+
+
+def test_the_weight_of_the_estimates_is_1_at_first_and_is_learned_and_handed_on() -> None:
+    torch.manual_seed(0)
+    network, state = ActionValueNetwork(NUM_CONTEXT, NUM_AFTER, (8,)), random_states(50, 3)
+    assert to_numpy(network).estimate_weight == 1.0
+    (slope,) = torch.autograd.grad(Heads.of(network(state)).quality.sum(), network.estimate_weight)
+    torch.testing.assert_close(slope, state[:, NUM_CONTEXT : NUM_CONTEXT + 3].sum())
+    torch.nn.init.constant_(network.estimate_weight, 0.25)
+    assert to_numpy(network).estimate_weight == 0.25

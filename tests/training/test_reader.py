@@ -94,7 +94,7 @@ def forget(dataset: Dataset) -> None:
 DAMAGES: dict[str, tuple[Callable[[Dataset], None], str]] = {
     "an action too high": (of_row("action", 3), r"actions must be in \[0, 3\), got 0..3"),
     "an action below 0": (of_row("action", -1), r"actions must be in \[0, 3\), got -1..2"),
-    "a turn too far": (of_row("turn_row", 12), r"turn rows must be in \[0, 12\), got 12"),
+    "a turn too far": (of_row("turn_row", 12), r"turn rows must be in \[0, 12\), got 0..13"),
     "an endless reward": (of_row("reward", np.inf), "a reward that is not finite"),
     "no quality": (of_turn("quality", np.nan), "a quality that is not finite"),
     "an endless cost": (of_turn("cost_high_usd", np.inf), "a cost_high_usd that is not finite"),

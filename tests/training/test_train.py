@@ -13,7 +13,7 @@ from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.core.dataset import read_dataset
 from seqroute_ray.core.estimator import EstimatorConfig
 from seqroute_ray.core.hbr import HbrConfig
-from seqroute_ray.core.mdp import NUM_MONEY, StateLayout
+from seqroute_ray.core.mdp import NUM_MONEY
 from seqroute_ray.core.money import to_nusd
 from seqroute_ray.core.policy import PolicyArtefact, RiskPrices
 from seqroute_ray.core.sessions import write_sessions
@@ -134,8 +134,16 @@ class Watched:
     asked: ClassVar[list[IntArray]] = []
 
     @property
-    def layout(self) -> StateLayout:
-        return self.data.layout
+    def state_dim(self) -> int:
+        return self.data.state_dim
+
+    @property
+    def num_actions(self) -> int:
+        return self.data.num_actions
+
+    @property
+    def network(self) -> dict[str, int]:
+        return self.data.network
 
     def __len__(self) -> int:
         return len(self.data)
