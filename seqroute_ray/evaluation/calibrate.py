@@ -1,8 +1,8 @@
 """Choose the price of a bankruptcy, by budget, on the tune part: how thrifty the policy must be to keep a promise.
 
-At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy`. Where no price does, or only
-at a quality more than MAX_LOSS below the best single model's, the pool has no model cheap enough: then, among prices
-that stay above that quality, the one is taken with the best quality less the share of bankrupt sessions.
+At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy`, as long as quality stays
+within MAX_LOSS of the best single model's. Where no price does both, the pool has no model cheap enough for a promise,
+and the price that gives the most quality is taken.
 """
 
 from dataclasses import dataclass, replace
@@ -74,6 +74,5 @@ def choose_penalty(artefact: PolicyArtefact, data: ReplayData, budget: float, ma
 
     floor = max(outcome(FixedModel(a))[0] for a in range(len(artefact.catalog))) - MAX_LOSS
     outcomes = {penalty: outcome(QPolicy(artefact.network, RiskPrices((1.0,), (penalty,)))) for penalty in PENALTIES}
-    worth_it = [p for p, (quality, _) in outcomes.items() if quality >= floor] or list(outcomes)
-    keeping = [p for p in worth_it if outcomes[p][1] <= max_bankruptcy]
-    return keeping[0] if keeping else max(worth_it, key=lambda p: outcomes[p][0] - outcomes[p][1])
+    keeping = [p for p, (quality, bankrupt) in outcomes.items() if quality >= floor and bankrupt <= max_bankruptcy]
+    return keeping[0] if keeping else max(outcomes, key=lambda p: outcomes[p][0])

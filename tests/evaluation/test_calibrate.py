@@ -46,14 +46,12 @@ def test_each_price_follows_the_rule(config: CalibrateConfig, sessions: Sessions
     risk = calibrate(config)
     for budget, chosen in zip(risk.budgets, risk.penalties, strict=True):
         single, by_penalty = outcomes(sessions, budget)
-        good = [p for p in PENALTIES if by_penalty[p][0] >= single - MAX_LOSS] or list(PENALTIES)
+        good = [p for p in PENALTIES if by_penalty[p][0] >= single - MAX_LOSS]
         keeping = [p for p in good if by_penalty[p][1] <= config.max_bankruptcy]
         if keeping:
             assert chosen == min(keeping)
         else:
-            worth = {p: quality - bankrupt for p, (quality, bankrupt) in by_penalty.items()}
-            assert chosen in good
-            assert worth[chosen] == max(worth[p] for p in good)
+            assert by_penalty[chosen][0] == max(quality for quality, _ in by_penalty.values())
 
 
 def test_the_prices_are_stored_and_the_version_changes(config: CalibrateConfig) -> None:
