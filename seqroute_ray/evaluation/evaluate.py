@@ -167,15 +167,17 @@ def _cost_range_usd(sessions: Sessions) -> tuple[float, float]:
 
 
 def _rows(arena: Arena, sessions: Sessions) -> list[Report]:
-    """One row a (policy, budget) at the chosen setting, and every lambda of CQL."""
+    """One row a (policy, budget), in order of budget, at the chosen setting; CQL with every lambda."""
     rows = []
     for f, family in enumerate(arena.families):
-        for s, setting in enumerate(family.settings):
-            for b, budget_usd in enumerate(arena.budgets_usd):
-                if family.name == CQL or s == arena.chosen(f, b):
-                    lambda_per_usd = getattr(setting.policy, "lambda_per_usd", None) if family.name == CQL else None
-                    row = _row(family.name, setting.knob, lambda_per_usd, budget_usd, arena.measured[f][s][b], sessions)
-                    rows.append(row)
+        every = [[s] * len(arena.budgets_usd) for s in range(len(family.settings))]
+        chosen = [[arena.chosen(f, b) for b in range(len(arena.budgets_usd))]]
+        for by_budget in every if family.name == CQL else chosen:
+            for b, s in enumerate(by_budget):
+                setting, budget_usd = family.settings[s], arena.budgets_usd[b]
+                lambda_per_usd = getattr(setting.policy, "lambda_per_usd", None) if family.name == CQL else None
+                figures = arena.measured[f][s][b]
+                rows.append(_row(family.name, setting.knob, lambda_per_usd, budget_usd, figures, sessions))
     for budget_usd, figures in zip(arena.budgets_usd, arena.oracle, strict=True):
         rows.append(_row(ORACLE, "", None, budget_usd, figures, sessions))
     return rows

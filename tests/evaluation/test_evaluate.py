@@ -125,6 +125,16 @@ def test_there_is_one_row_for_each_policy_lambda_and_budget(report: dict[str, An
     assert set(keys) == {(name, value, amount) for name, value in contestants for amount in amounts}
 
 
+def test_the_rows_of_a_policy_are_in_order_of_budget(report: dict[str, Any]) -> None:
+    """Figures join them by lines, also where each budget has another setting of the knob."""
+    by_policy: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        by_policy.setdefault((row["policy"], row["lambda_per_usd"]), []).append(row)
+    for rows in by_policy.values():
+        assert [row["budget_usd"] for row in rows] == sorted(row["budget_usd"] for row in rows)
+    assert any(len({row["knob"] for row in rows}) > 1 for rows in by_policy.values())
+
+
 def test_a_row_has_exactly_the_promised_fields_and_its_intervals_contain_its_figures(report: dict[str, Any]) -> None:
     for row in report["rows"]:
         assert set(row) == ROW_FIELDS
