@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-COMMANDS = ("sample", "import", "relabel", "train", "calibrate", "evaluate", "serve", "quickstart")
+MAKING = ("sample", "import", "relabel", "train", "calibrate", "add-model", "remove-model")
+COMMANDS = (*MAKING, "evaluate", "serve", "quickstart")
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -41,6 +42,8 @@ def test_sample_and_import_print_one_json_line_each(tmp_path: Path) -> None:
         (("evaluate", "--policy", "absent", "--sessions", "s", "--out", "x"), 1, "absent: no manifest.json here"),
         (("evaluate", "--policy", "p", "--sessions", "s", "--out", "x", "--budgets", "0"), 2, "budgets must be > 0"),
         (("calibrate", "--policy", "absent", "--sessions", "s"), 1, "absent: no manifest.json here"),
+        (("add-model", "--policy", "absent", "--model", "m", "--out", "x"), 1, "absent: no manifest.json here"),
+        (("remove-model", "--policy", "p", "--model", "m", "--out", "p"), 2, "out must be another folder than policy"),
         (("serve", "--config", "absent.yaml"), 2, "absent.yaml: cannot be read"),
         (("quickstart", "--num-test-sessions", "1"), 2, "num_test_sessions must be at least 100"),
     ],

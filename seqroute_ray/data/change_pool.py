@@ -47,6 +47,11 @@ def add_model_to_policy(config: AddModelConfig) -> PolicyArtefact:
     sessions = None if config.sessions is None else read_sessions(config.sessions)
     if sessions is not None and sessions.embedder != artefact.embedder:
         raise DataError(f"{config.sessions}: embedded by {sessions.embedder!r}, the policy by {artefact.embedder!r}")
+    if sessions is not None and config.model not in sessions.catalog.names:
+        raise DataError(
+            f"{config.sessions}: no turn of model {config.model!r}, only of {', '.join(sessions.catalog.names)}; "
+            "leave --sessions out to add it by metadata alone"
+        )
     changed = add_model(artefact, catalog.models[catalog.action(config.model)], sessions)
     changed.save(config.out)
     return changed
