@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import ConfigError, DataError
-from seqroute_ray.core.queries import Queries, QueryFeatures, common_types, log_known_tokens, mean_tokens
+from seqroute_ray.core.queries import Queries, QueryFeatures, billed_tokens, common_types, log_known_tokens
 from seqroute_ray.core.ridge import leave_one_out, logistic_ridge, ridge, sigmoid
 from seqroute_ray.core.sessions import Sessions, observed_outcomes
 
@@ -88,7 +88,11 @@ class OutcomeEstimator:
 
     def predict(self, queries: Queries, catalog: Catalog) -> Estimates:
         """Estimates for N queries, priced by the catalog. Raises DataError on an embedding of another width."""
-        design = self.features.design(queries)
+        return self.predict_from(self.features.summary(queries), queries, catalog)
+
+    def predict_from(self, summary: NDArray[np.float32], queries: Queries, catalog: Catalog) -> Estimates:
+        """The same, for a caller that needs the queries' summary too."""
+        design = self.features.design(queries, summary)
         log_tokens = design @ self.token_weights
         spread = np.exp(design @ self.spread_weights)
         price_in, price_token = _prices(catalog)
@@ -158,10 +162,8 @@ def observe(sessions: Sessions) -> Observations:
     vector = np.unique(vector_bytes.reshape(-1), return_inverse=True)[1]
     _, first, query = np.unique(group * (int(vector.max()) + 1) + vector, return_index=True, return_inverse=True)
     price_in, price_token = _prices(sessions.catalog)
-    # Costs without prompt tokens among others with them: a typical prompt is taken off. Without any, nothing is.
     logs = log_known_tokens(sessions.queries)
-    typical = mean_tokens(float(logs.mean()), float(logs.std())) if logs.mean() > 0 else 0.0
-    prompt_tokens = np.where(sessions.prompt_tokens > 0, sessions.prompt_tokens, typical)
+    prompt_tokens = billed_tokens(sessions.queries, float(logs.mean()), float(logs.std()))
     answer_usd = cost_usd - prompt_tokens[:, None] * price_in
     tokens = answer_usd / np.where(price_token > 0, price_token, 1.0)  # a free model's tokens cost nothing: any will do
     log_tokens = np.log(np.maximum(tokens, MIN_TOKENS))
@@ -198,7 +200,7 @@ def fit_estimator(
             f"each model needs {MIN_ROWS_PER_MODEL} judged queries to be estimated; too few: {', '.join(poor)}"
         )
     features = QueryFeatures.fit(seen.queries, common_types(seen.queries, seen.fold_key) if types is None else types)
-    design = features.design(seen.queries).astype(np.float64)
+    design = features.design(seen.queries, features.summary(seen.queries)).astype(np.float64)
     columns = [
         fit_column(features, design, seen.quality[:, k], seen.log_tokens[:, k], config) for k in range(len(names))
     ]
@@ -231,8 +233,8 @@ def cross_fitted(sessions: Sessions, config: EstimatorConfig) -> tuple[Estimates
     for held_out, model in enumerate(models):
         rows = np.flatnonzero(fold == held_out)
         queries = sessions.queries.take(rows)
-        estimates.put(rows, model.predict(queries, sessions.catalog))
         summary[rows] = model.features.summary(queries)
+        estimates.put(rows, model.predict_from(summary[rows], queries, sessions.catalog))
     return estimates, summary
 
 

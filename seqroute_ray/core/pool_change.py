@@ -95,7 +95,7 @@ def _with_observations(artefact: PolicyArtefact, prior: Column, sessions: Sessio
         raise ConfigError(f"the sessions hold no judged turn of {name!r}; leave them out to add it by metadata alone")
     config = replace(EstimatorConfig(**artefact.configs["estimator"]), type_penalty=RESIDUAL_PENALTY)
     features = artefact.estimator.features
-    design = features.design(seen.queries).astype(np.float64)
+    design = features.design(seen.queries, features.summary(seen.queries)).astype(np.float64)
     own = fit_column(features, design, quality, log_tokens, config, prior)
     share = num_billed / (num_billed + PRIOR_ROWS)
     return replace(

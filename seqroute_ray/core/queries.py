@@ -42,9 +42,8 @@ class QueryFeatures:
 
     types: NDArray[np.str_]  # [R]; one unnamed type where the logs name none
     type_weights: NDArray[np.float32]  # [D + 1, R] logit of each type, the intercept last
-    log_tokens: NDArray[
-        np.float32
-    ]  # [2] mean and deviation of log prompt tokens; inf: length tells nothing; mean 0: never logged
+    # [2] mean and deviation of log prompt tokens; a deviation of inf: length tells nothing; a mean of 0: never logged.
+    log_tokens: NDArray[np.float32]
 
     @property
     def num_dims(self) -> int:
@@ -94,16 +93,12 @@ class QueryFeatures:
         return np.concatenate([share, length[:, None]], axis=1).astype(np.float32)
 
     def billed_tokens(self, queries: Queries) -> FloatArray:
-        """[N] prompt tokens to be priced: typical where unknown; 0 where the logs had none, and answers bear all."""
+        """[N] prompt tokens to be priced; see billed_tokens."""
         mean, deviation = (float(x) for x in self.log_tokens)
-        if mean <= 0:
-            return np.zeros(len(queries))
-        typical = mean_tokens(mean, deviation if np.isfinite(deviation) else 0.0)
-        return np.where(queries.prompt_tokens > 0, queries.prompt_tokens, typical)
+        return billed_tokens(queries, mean, deviation if np.isfinite(deviation) else 0.0)
 
-    def design(self, queries: Queries) -> NDArray[np.float32]:
-        """[N, 2 R + D]: types, types times length, embedding."""
-        summary = self.summary(queries)
+    def design(self, queries: Queries, summary: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[N, 2 R + D]: types, types times length, embedding. summary: of the same queries."""
         share, length = summary[:, :-1], summary[:, -1:]
         return np.concatenate([share, share * length, queries.embedding.astype(np.float32)], axis=1)
 
@@ -120,9 +115,15 @@ class QueryFeatures:
         return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})  # type: ignore[arg-type]
 
 
-def mean_tokens(log_mean: float, log_deviation: float) -> float:
-    """Mean of a log-normal count, not its median: what unknown prompts cost together."""
-    return float(np.exp(log_mean + log_deviation**2 / 2))
+def billed_tokens(queries: Queries, log_mean: float, log_deviation: float) -> FloatArray:
+    """[N] prompt tokens to be priced: the mean of a log-normal count (not its median) where unknown.
+
+    0 everywhere when no prompt was ever counted (log_mean 0): the answers' costs then hold the prompts'.
+    """
+    if log_mean <= 0:
+        return np.zeros(len(queries))
+    typical = np.exp(log_mean + log_deviation**2 / 2)
+    return np.where(queries.prompt_tokens > 0, queries.prompt_tokens, typical)
 
 
 def log_known_tokens(queries: Queries) -> FloatArray:

@@ -40,8 +40,9 @@ class ReplayData:
                 "replay needs the outcome of every model for every turn; log them, or `sample --with-outcomes`"
             )
         queries = sessions.queries
-        history = running_mean(estimator.features.summary(queries), sessions.offsets)
-        return cls(sessions, layout, TurnFeatures(estimator.predict(queries, sessions.catalog), history))
+        summary = estimator.features.summary(queries)
+        estimates = estimator.predict_from(summary, queries, sessions.catalog)
+        return cls(sessions, layout, TurnFeatures(estimates, running_mean(summary, sessions.offsets)))
 
 
 @dataclass(frozen=True)

@@ -59,13 +59,14 @@ class HardTurns:
         seen = observe(sessions)
         known = np.flatnonzero(np.isfinite(seen.quality[:, [weak, strong]]).all(axis=1))
         hard = (seen.quality[known, strong] > 0.5) & (seen.quality[known, weak] <= 0.5)
-        design = features.design(seen.queries.take(known)).astype(np.float64)
+        queries = seen.queries.take(known)
+        design = features.design(queries, features.summary(queries)).astype(np.float64)
         penalty = features.penalty(config.type_penalty, config.length_penalty, config.quality_penalty)
         return cls(features, logistic_ridge(design, hard.astype(np.float64), penalty))
 
     def chance(self, queries: Queries) -> NDArray[np.floating]:
         """[N] estimated chance of being hard."""
-        return sigmoid(self.features.design(queries) @ self.weights)
+        return sigmoid(self.features.design(queries, self.features.summary(queries)) @ self.weights)
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,8 @@ class Router:
         """
         catalog, remaining_nusd = self.artefact.catalog, account.remaining_nusd
         queries = Queries(embedding, np.array([prompt.task_type]), np.array([prompt.tokens]))
-        estimates = self.artefact.estimator.predict(queries, catalog)
         summary = self.artefact.estimator.features.summary(queries)
+        estimates = self.artefact.estimator.predict_from(summary, queries, catalog)
         clamps = self.clamps(prompt.tokens_bound, max_tokens, remaining_nusd)
         if not any(clamps):
             raise exhausted(account, min(self.worst_case_nusd(k, prompt.tokens_bound, 1) for k in range(len(catalog))))
