@@ -82,6 +82,14 @@ def served(report: Report, field: str) -> list[Any]:
     return [row[field] for row in report["rows"] if row["policy"] == "cql" and not row["lambda_per_usd"]]
 
 
+def lambda_steps(report: Report) -> tuple[int, int]:
+    """Steps from one lambda of CQL to the next at every budget: how many, and how many of them raise the cost."""
+    rows = [row for row in report["rows"] if row["policy"] == "cql"]
+    by_lambda = sorted({row["lambda_per_usd"] for row in rows})
+    cost = np.array([[row["cost_usd_per_turn"] for row in rows if row["lambda_per_usd"] == x] for x in by_lambda])
+    return cost[1:].size, int((np.diff(cost, axis=0) > 0).sum())
+
+
 def summary(reports: Sequence[Report], environment: str) -> Report:
     """What the last line says of one pool: rows by baseline and budget, and CQL as served by seed."""
     aiq = [f"{name}{kind}" for name in ("aiq", "aiq_log") for kind in ("", "_cql_less_this", "_difference_ci")]
@@ -95,6 +103,7 @@ def summary(reports: Sequence[Report], environment: str) -> Report:
         name: [np.round(served(report, name), 8).tolist() for report in reports]
         for name in ("quality", "cost_usd_per_turn", "bankruptcy_rate", "bankruptcy_ci")
     }
+    by_seed["lambda_steps_and_rises"] = [lambda_steps(report) for report in reports]
     by_seed["risk_prices"] = [report["risk_prices"] for report in reports]
     by_seed["against_best_simple"] = [
         [verdict for verdict in report["verdicts"] if not verdict["lambda_per_usd"]] for report in reports
