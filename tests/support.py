@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.core.catalog import Catalog, ModelSpec
 from seqroute_ray.core.estimator import Estimates, OutcomeEstimator
-from seqroute_ray.core.mdp import NUM_AFTER, StateLayout, TurnFeatures, expected_turns_left
+from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout, TurnFeatures, expected_turns_left
 from seqroute_ray.core.money import to_nusd
-from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
+from seqroute_ray.core.policy import Perceptron, PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries, QueryFeatures
 from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.evaluation.replay import Policy, ReplayData, Turns
@@ -114,6 +114,7 @@ def make_estimator(num_models: int = 2, seed: int = 0, num_dims: int = DIMS) -> 
         token_weights=weights(np.log(MEAN_COST_USD / make_catalog(num_models).usd_per_token()[1])),
         spread_weights=weights(-1.5),
         runaway_weights=weights(-3.0),
+        runaway_log_tokens=np.log(8 * MEAN_COST_USD / make_catalog(num_models).usd_per_token()[1]).astype(np.float32),
         log_mean_shift=np.full(num_models, 0.02, dtype=np.float32),
         high_deviations=np.full(num_models, 2.0, dtype=np.float32),
     )
@@ -128,6 +129,7 @@ def make_turns(num_turns: int, num_models: int = 2, seed: int = 0) -> TurnFeatur
         cost_usd=cost_usd.astype(np.float32),
         cost_high_usd=(cost_usd * rng.uniform(1, 4, size=cost_usd.shape)).astype(np.float32),
         runaway=rng.uniform(0, 0.2, size=cost_usd.shape).astype(np.float32),
+        runaway_cost_usd=(cost_usd * rng.uniform(4, 16, size=cost_usd.shape)).astype(np.float32),
     )
     return TurnFeatures(estimates, rng.normal(size=(num_turns, SUMMARY_WIDTH)).astype(np.float32))
 
@@ -135,11 +137,17 @@ def make_turns(num_turns: int, num_models: int = 2, seed: int = 0) -> TurnFeatur
 def make_network(layout: StateLayout, seed: int = 0, hidden: int = 8) -> QNetwork:
     """Random weights."""
     rng = np.random.default_rng(seed)
-    widths = (layout.num_context + NUM_AFTER, hidden, 2)
-    layers = [
-        (rng.normal(size=(a, b)).astype(np.float32), rng.normal(size=b).astype(np.float32)) for a, b in pairwise(widths)
-    ]
-    return QNetwork(layers, layout.num_context)
+
+    def perceptron(num_own: int) -> Perceptron:
+        widths = (layout.num_context + num_own, hidden, 1)
+        return Perceptron(
+            [
+                (rng.normal(size=(a, b)).astype(np.float32), rng.normal(size=b).astype(np.float32))
+                for a, b in pairwise(widths)
+            ]
+        )
+
+    return QNetwork(perceptron(NUM_AFTER - NUM_RISK), perceptron(NUM_AFTER), layout.num_context)
 
 
 def make_artefact(num_models: int = 2, seed: int = 0, **fields: Any) -> PolicyArtefact:
@@ -168,7 +176,7 @@ def make_estimates(quality: ArrayLike, cost_usd: ArrayLike, cost_high_usd: Array
     """Estimates [N, K] by hand; the high quantile is the mean cost unless it is given. Nothing runs away."""
     mean_usd = np.array(cost_usd, dtype=np.float32)
     high_usd = mean_usd.copy() if cost_high_usd is None else np.array(cost_high_usd, dtype=np.float32)
-    return Estimates(np.array(quality, dtype=np.float32), mean_usd, high_usd, np.zeros_like(mean_usd))
+    return Estimates(np.array(quality, dtype=np.float32), mean_usd, high_usd, np.zeros_like(mean_usd), high_usd)
 
 
 def make_foreseen(estimates: Estimates, lengths: Sequence[int] = (), **layout: Any) -> ReplayData:

@@ -56,6 +56,7 @@ class Estimates:
     cost_usd: NDArray[np.float32]  # mean
     cost_high_usd: NDArray[np.float32]  # the high quantile of EstimatorConfig
     runaway: NDArray[np.float32]  # chance of an answer of more than RUNAWAY times its mean, in (0, 1)
+    runaway_cost_usd: NDArray[np.float32]  # of such an answer; at least the high quantile
 
     def take(self, rows: IntArray) -> "Estimates":
         return Estimates(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -79,6 +80,7 @@ class OutcomeEstimator:
     token_weights: NDArray[np.float32]  # [F, K], mean of log answer tokens
     spread_weights: NDArray[np.float32]  # [F, K], log of the typical deviation of log tokens: some tasks run away
     runaway_weights: NDArray[np.float32]  # [F, K], logit of a runaway answer
+    runaway_log_tokens: NDArray[np.float32]  # [K], of a typical runaway answer: mostly the model's own limit
     log_mean_shift: NDArray[np.float32]  # [K], log E[tokens] - E[log tokens]
     high_deviations: NDArray[np.float32]  # [K], the high quantile of log tokens, in typical deviations
 
@@ -97,12 +99,14 @@ class OutcomeEstimator:
         spread = np.exp(design @ self.spread_weights)
         price_in, price_token = _prices(catalog)
         prompt_usd = self.features.billed_tokens(queries)[:, None] * price_in
-        high = np.exp(log_tokens + spread * self.high_deviations)
+        high_usd = prompt_usd + price_token * np.exp(log_tokens + spread * self.high_deviations)
+        runaway_usd = prompt_usd + price_token * np.exp(self.runaway_log_tokens)
         columns = {
             "quality": sigmoid(design @ self.quality_weights),
             "cost_usd": prompt_usd + price_token * np.exp(log_tokens + self.log_mean_shift),
-            "cost_high_usd": prompt_usd + price_token * high,
+            "cost_high_usd": high_usd,
             "runaway": sigmoid(design @ self.runaway_weights),
+            "runaway_cost_usd": np.maximum(runaway_usd, high_usd),
         }
         return Estimates(**{name: values.astype(np.float32) for name, values in columns.items()})
 
@@ -250,6 +254,7 @@ class Column:
     token_weights: FloatArray  # [F]
     spread_weights: FloatArray  # [F]
     runaway_weights: FloatArray  # [F]
+    runaway_log_tokens: float
     log_mean_shift: float
     high_deviations: float
 
@@ -279,13 +284,15 @@ def fit_column(
     spread_weights = ridge(x, np.log(np.abs(residual) + MIN_DEVIATION), penalty, drawn_to["spread_weights"])
     deviations = residual / np.exp(x @ spread_weights)
     mean_shift = float(np.log(np.mean(np.exp(residual))))
-    runs_away = (residual - mean_shift > np.log(RUNAWAY)).astype(np.float64)
+    runs_away = residual - mean_shift > np.log(RUNAWAY)
     runaway_penalty = features.penalty(*light, config.runaway_penalty)
     return Column(
         quality_weights=quality_weights,
         token_weights=token_weights,
         spread_weights=spread_weights,
-        runaway_weights=logistic_ridge(x, runs_away, runaway_penalty, drawn_to["runaway_weights"]),
+        runaway_weights=logistic_ridge(x, runs_away.astype(np.float64), runaway_penalty, drawn_to["runaway_weights"]),
+        # Where none was seen, the least that counts as one.
+        runaway_log_tokens=float(y[runs_away].mean() if runs_away.any() else y.mean() + mean_shift + np.log(RUNAWAY)),
         log_mean_shift=mean_shift,
         high_deviations=float(np.quantile(deviations, config.cost_quantile)),
     )

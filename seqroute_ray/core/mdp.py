@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.estimator import Estimates
+from seqroute_ray.core.ridge import sigmoid
 
 REFERENCE_TURNS = 8  # the reference cost of a pool is this many mean turns of its dearest model
 MIN_BUDGET_SHARE = 1e-4  # of the reference cost: less than this is "nothing" to the network
@@ -27,6 +28,8 @@ MIN_RUNAWAY = 1e-3  # a chance below this is "never" to the network
 MIN_TURNS_AFTER = 0.25  # expected turns after this one, as a divisor
 NUM_MONEY = 6  # entries of a context that are about money and time
 NUM_AFTER = 6  # entries of a state about what each model would leave
+NUM_RISK = 1  # the last of them, about answers that run away: for the chance of bankruptcy alone
+RUNAWAY_BLUR = 0.1  # in logarithms: how sharply a runaway answer fits into what remains or does not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,21 +135,29 @@ def after_state(
     turns_after = np.maximum(turns_left - 1, MIN_TURNS_AFTER)[:, None]
     columns = (
         np.log(high_usd / mean_usd),  # how widely the cost spreads
-        np.log(estimates.runaway + MIN_RUNAWAY) / 2 + 2,
         np.log(after) / 2 + 1,
         np.log(after_high) / 2 + 1,
         np.log(after * REFERENCE_TURNS / turns_after) / 2,
         np.minimum(10 * after, 1),
+        np.log(_overrun(estimates, remaining) + MIN_RUNAWAY) / 2 + 2,
     )
     return np.stack(columns, axis=2)
 
 
-def affordable(cost_high_usd: NDArray[np.floating], remaining_usd: FloatArray) -> BoolArray:
-    """[N, K] models whose high cost quantile [N, K] fits into what remains [N].
+def _overrun(estimates: Estimates, remaining_usd: FloatArray) -> FloatArray:
+    """[N, K] chance that a runaway answer of this turn does not fit into what remains [N, 1]."""
+    runaway_usd = np.maximum(estimates.runaway_cost_usd, MIN_COST_USD).astype(np.float64)
+    excess = np.log(runaway_usd / np.maximum(remaining_usd, MIN_COST_USD)) / RUNAWAY_BLUR
+    return np.asarray(estimates.runaway * sigmoid(excess))
 
-    Where none fits, the one with the lowest quantile stays: the choice is then between it and stopping.
+
+def affordable(
+    cost_usd: NDArray[np.floating], cost_high_usd: NDArray[np.floating], remaining_usd: FloatArray
+) -> BoolArray:
+    """[N, K] models whose high cost quantile [N, K] fits into what remains [N]; and the one of the lowest mean cost [N, K].
+
+    That one always stays: where nothing fits the choice is between it and stopping, and more money never masks it.
     """
     fits = cost_high_usd <= remaining_usd[:, None]
-    cheapest = np.argmin(cost_high_usd, axis=1)
-    fits[np.arange(len(fits)), cheapest] |= ~fits.any(axis=1)
+    fits[np.arange(len(fits)), np.argmin(cost_usd, axis=1)] = True
     return fits

@@ -10,7 +10,7 @@ An artefact is `manifest.json` (format, state layout, embedder, catalog with pri
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -24,9 +24,11 @@ from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import ArtefactError, ConfigError
 from seqroute_ray.core.estimator import OutcomeEstimator
-from seqroute_ray.core.mdp import NUM_AFTER, StateLayout
+from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout
+from seqroute_ray.core.ridge import sigmoid
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+HEADS = ("quality", "bankruptcy")  # of a QNetwork
 MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
 # What reading a cut-off, edited or foreign file raises, in numpy, json and our own constructors.
 DAMAGE = (OSError, EOFError, BadZipFile, KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError)
@@ -45,39 +47,82 @@ class Values:
         return np.asarray(self.quality - price * self.bankruptcy)
 
 
-@dataclass(frozen=True)
-class QNetwork:
-    """One ReLU multi-layer perceptron, applied to each action: (context, what the action leaves) -> 2 numbers.
+Layers = Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]  # (weight [in, out], bias [out]), first to last
 
-    They are the quality still to come beyond this turn's estimate, and the logit of bankruptcy. The estimate itself is
-    added outside with one weight, so learning cannot blur it; and no weight belongs to one model: the pool may change.
+
+@dataclass(frozen=True)
+class Perceptron:
+    """One ReLU multi-layer perceptron, applied to each action: (context, the action's own entries) -> 1 number.
+
+    Own entries beyond the width of the first layer are not for it.
     """
 
-    layers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]  # (weight [in, out], bias [out]), first to last
-    num_context: int  # of a state's entries; the first layer's weight has the context's rows first
-    estimate_weight: float = 1.0  # about 1 in a policy that plans
+    layers: Layers  # the first layer's weight has the context's rows first
 
     def __post_init__(self) -> None:
         if len(self.layers) < 2:
             raise ValueError("a network needs at least one hidden layer")
 
-    def values(self, state: NDArray[np.float32]) -> Values:
-        """[N, state_dim] (mdp.StateLayout) -> both parts of Q."""
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of input and output."""
+        return self.layers[0][0].shape[0], self.layers[-1][0].shape[1]
+
+    def outputs(self, context: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float32]:
+        """context: [N, C], own: [N, K, A] -> [N, K]."""
         (weight, bias), *rest = self.layers
-        num_own = len(weight) - self.num_context
-        context, own = state[:, : self.num_context], state[:, self.num_context :]
-        num_models = own.shape[1] // (1 + num_own)
-        estimate, after = own[:, :num_models], own[:, num_models:].reshape(len(state), num_models, num_own)
-        shared = context @ weight[: self.num_context] + bias
-        hidden = np.maximum(shared[:, None, :] + after @ weight[self.num_context :], 0.0)
+        num_context = context.shape[1]
+        num_own = len(weight) - num_context
+        shared = context @ weight[:num_context] + bias
+        hidden = np.maximum(shared[:, None, :] + own[..., :num_own] @ weight[num_context:], 0.0)
         for weight, bias in rest[:-1]:
             hidden = np.maximum(hidden @ weight + bias, 0.0)
         weight, bias = rest[-1]
-        output = hidden @ weight + bias
+        return np.asarray((hidden @ weight + bias)[..., 0])
+
+
+@dataclass(frozen=True)
+class QNetwork:
+    """Two perceptrons: the quality still to come beyond this turn's estimate, and the logit of going bankrupt.
+
+    The estimate itself is added outside with one weight, so learning cannot blur it; and no weight belongs to one
+    model: the pool may change. What tells of runaway answers is for the bankruptcy alone: quality learns nothing of it.
+    """
+
+    quality: Perceptron
+    bankruptcy: Perceptron
+    num_context: int  # of a state's entries
+    estimate_weight: float = 1.0  # about 1 in a policy that plans
+
+    def values(self, state: NDArray[np.float32]) -> Values:
+        """[N, state_dim] (mdp.StateLayout) -> both parts of Q."""
+        context, rest = state[:, : self.num_context], state[:, self.num_context :]
+        num_own = self.bankruptcy.widths[0] - self.num_context
+        num_models = rest.shape[1] // (1 + num_own)
+        estimate, own = rest[:, :num_models], rest[:, num_models:].reshape(len(state), num_models, num_own)
         return Values(
-            quality=np.float32(self.estimate_weight) * estimate + output[..., 0],
-            bankruptcy=np.asarray(1.0 / (1.0 + np.exp(-np.clip(output[..., 1], -30, 30)))),
+            quality=np.float32(self.estimate_weight) * estimate + self.quality.outputs(context, own),
+            bankruptcy=np.asarray(sigmoid(self.bankruptcy.outputs(context, own)), dtype=np.float32),
         )
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """By name; inverse of from_arrays."""
+        named = {
+            f"{head}.{i}.{name}": array
+            for head in HEADS
+            for i, layer in enumerate(getattr(self, head).layers)
+            for name, array in zip(("weight", "bias"), layer, strict=True)
+        }
+        return {**named, "estimate_weight": np.array(self.estimate_weight, dtype=np.float32)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], num_context: int) -> "QNetwork":
+        def perceptron(head: str) -> Perceptron:
+            num_layers = sum(name.startswith(f"{head}.") for name in arrays) // 2
+            return Perceptron([(arrays[f"{head}.{i}.weight"], arrays[f"{head}.{i}.bias"]) for i in range(num_layers)])
+
+        quality, bankruptcy = (perceptron(head) for head in HEADS)
+        return cls(quality, bankruptcy, num_context, float(arrays["estimate_weight"]))
 
 
 @dataclass(frozen=True)
@@ -141,10 +186,7 @@ class PolicyArtefact:
         arrays: dict[str, NDArray[Any]] = {
             f"estimator.{name}": value for name, value in self.estimator.arrays().items()
         }
-        for i, (weight, bias) in enumerate(self.network.layers):
-            arrays |= {f"network.{i}.weight": weight, f"network.{i}.bias": bias}
-        arrays["network.estimate_weight"] = np.array(self.network.estimate_weight, dtype=np.float32)
-        return arrays
+        return arrays | {f"network.{name}": value for name, value in self.network.arrays().items()}
 
     def save(self, folder: Path) -> None:
         """Write the folder; the manifest comes last, so a folder without one is unfinished."""
@@ -159,7 +201,6 @@ class PolicyArtefact:
             "catalog_fingerprint": self.catalog.fingerprint,
             "layout": self.layout.to_json(),
             "risk": asdict(self.risk),
-            "num_layers": len(self.network.layers),
             "configs": self.configs,
             "data_fingerprint": self.data_fingerprint,
         }
@@ -174,21 +215,17 @@ class PolicyArtefact:
         try:
             with np.load(folder / WEIGHTS, allow_pickle=False) as archive:
                 arrays = dict(archive)
-            layers = [
-                (arrays[f"network.{i}.weight"], arrays[f"network.{i}.bias"]) for i in range(manifest["num_layers"])
-            ]
+
+            def part(prefix: str) -> dict[str, NDArray[Any]]:
+                return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+            layout = StateLayout.from_json(manifest["layout"])
             artefact = cls(
                 catalog=Catalog.from_json(manifest["catalog"]),
                 embedder=manifest["embedder"],
-                layout=StateLayout.from_json(manifest["layout"]),
-                estimator=OutcomeEstimator.from_arrays(
-                    {name.removeprefix("estimator."): a for name, a in arrays.items() if name.startswith("estimator.")}
-                ),
-                network=QNetwork(
-                    layers,
-                    StateLayout.from_json(manifest["layout"]).num_context,
-                    float(arrays["network.estimate_weight"]),
-                ),
+                layout=layout,
+                estimator=OutcomeEstimator.from_arrays(part("estimator.")),
+                network=QNetwork.from_arrays(part("network."), layout.num_context),
                 risk=RiskPrices(*(tuple(manifest["risk"][name]) for name in ("budgets", "penalties"))),
                 configs=manifest["configs"],
                 data_fingerprint=manifest["data_fingerprint"],
@@ -206,19 +243,17 @@ class PolicyArtefact:
                 f"{folder}: trained for the catalog {', '.join(self.catalog.names)}, asked to route over "
                 f"{', '.join(expect.names)} or at other prices; train again for that pool"
             )
-        num_models, widths = (
-            len(self.catalog),
-            (self.network.layers[0][0].shape[0], self.network.layers[-1][0].shape[1]),
-        )
-        expected = (self.layout.num_context + NUM_AFTER, 2)
+        num_models, num_context = len(self.catalog), self.layout.num_context
+        expected = {"quality": num_context + NUM_AFTER - NUM_RISK, "bankruptcy": num_context + NUM_AFTER}
+        widths = {head: getattr(self.network, head).widths for head in HEADS}
         if self.estimator.num_models != num_models:
             raise ArtefactError(
                 f"{folder}: an estimator of {self.estimator.num_models} models in a pool of {num_models}; train again"
             )
-        if widths != expected or self.layout.num_models != num_models:
+        if self.layout.num_models != num_models or any(widths[head] != (expected[head], 1) for head in HEADS):
             raise ArtefactError(
-                f"{folder}: the network maps {widths[0]} -> {widths[1]} for {self.layout.num_models} models, expected "
-                f"{expected[0]} -> {expected[1]} for {num_models}; the folder mixes two artefacts"
+                f"{folder}: the network's heads map {widths} for {self.layout.num_models} models, expected "
+                f"{expected} -> 1 for {num_models}; the folder mixes two artefacts"
             )
         if self.estimator.features.summary_width != self.layout.summary_width:
             raise ArtefactError(

@@ -98,11 +98,8 @@ def _with_observations(artefact: PolicyArtefact, prior: Column, sessions: Sessio
     design = features.design(seen.queries, features.summary(seen.queries)).astype(np.float64)
     own = fit_column(features, design, quality, log_tokens, config, prior)
     share = num_billed / (num_billed + PRIOR_ROWS)
-    return replace(
-        own,
-        log_mean_shift=share * own.log_mean_shift + (1 - share) * prior.log_mean_shift,
-        high_deviations=share * own.high_deviations + (1 - share) * prior.high_deviations,
-    )
+    scalars = ("runaway_log_tokens", "log_mean_shift", "high_deviations")
+    return replace(own, **{name: share * getattr(own, name) + (1 - share) * getattr(prior, name) for name in scalars})
 
 
 def _with_pool(artefact: PolicyArtefact, catalog: Catalog, estimator: OutcomeEstimator, change: str) -> PolicyArtefact:

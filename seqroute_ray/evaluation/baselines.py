@@ -54,7 +54,9 @@ class FirstLarge:
     num_first: int
 
     def act(self, data: ReplayData, turns: Turns) -> IntArray:
-        fits = affordable(data.estimates.cost_high_usd[turns.row], turns.remaining_usd)[:, self.dear]
+        fits = affordable(
+            data.estimates.cost_usd[turns.row], data.estimates.cost_high_usd[turns.row], turns.remaining_usd
+        )[:, self.dear]
         return np.where(fits & (turns.turn < self.num_first), self.dear, self.cheap)
 
 
@@ -91,6 +93,6 @@ class QPolicy:
         return lambda_greedy(
             values.q_values(self.risk.penalty(turns.budget_usd / data.layout.reference_cost_usd)),
             features.estimates.cost_usd,
-            affordable(features.estimates.cost_high_usd, turns.remaining_usd),
+            affordable(features.estimates.cost_usd, features.estimates.cost_high_usd, turns.remaining_usd),
             self.lambda_per_usd,
         )

@@ -1,8 +1,8 @@
 """Choose the price of a bankruptcy, by budget, on the tune part: how thrifty the policy must be to keep a promise.
 
-At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy`, as long as quality stays
-within MAX_LOSS of the best single model's. Where no price does both, the pool has no model cheap enough for a promise,
-and the price that gives the most quality is taken.
+At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy`, as long as quality is not
+below the best single model's beyond the paired interval. Where no price does both, the pool has no model cheap enough
+for a promise, and the price that gives the most quality is taken.
 """
 
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from seqroute_ray.core.money import to_nusd
 from seqroute_ray.core.policy import PolicyArtefact, RiskPrices
 from seqroute_ray.core.sessions import read_sessions
 from seqroute_ray.evaluation.baselines import FixedModel, QPolicy
+from seqroute_ray.evaluation.metrics import Measured, Replicates, interval, measure, question_replicates
 from seqroute_ray.evaluation.replay import Policy, ReplayData, replay
 
 PENALTIES = (
@@ -34,7 +35,7 @@ PENALTIES = (
     113.0,
     160.0,
 )  # in turns of full quality
-MAX_LOSS = 0.005  # of quality a turn, against the best single model at the budget
+NUM_REPLICATES = 200  # bootstrap draws of questions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,21 +59,30 @@ def calibrate(config: CalibrateConfig) -> RiskPrices:
     artefact = PolicyArtefact.load(config.policy)
     sessions = read_sessions(config.sessions).of_part("tune")
     data = ReplayData.prepare(sessions, artefact.estimator, artefact.layout)
-    penalties = tuple(choose_penalty(artefact, data, budget, config.max_bankruptcy) for budget in config.budgets)
+    replicates = question_replicates(sessions, NUM_REPLICATES, seed=0)
+    penalties = tuple(
+        choose_penalty(artefact, data, replicates, budget, config.max_bankruptcy) for budget in config.budgets
+    )
     risk = RiskPrices(config.budgets, penalties)
     replace(artefact, risk=risk).save(config.policy)
     return risk
 
 
-def choose_penalty(artefact: PolicyArtefact, data: ReplayData, budget: float, max_bankruptcy: float) -> float:
+def choose_penalty(
+    artefact: PolicyArtefact, data: ReplayData, replicates: Replicates, budget: float, max_bankruptcy: float
+) -> float:
     """The price at one budget, in multiples of the reference cost."""
     budget_nusd = np.full(data.sessions.num_sessions, to_nusd(budget * artefact.layout.reference_cost_usd))
 
-    def outcome(policy: Policy) -> tuple[float, float]:
-        result = replay(policy, data, budget_nusd)
-        return float(result.quality.mean()), float(result.bankrupt.mean())
+    def outcome(policy: Policy) -> Measured:
+        return measure(replay(policy, data, budget_nusd), data.sessions, replicates)
 
-    floor = max(outcome(FixedModel(a))[0] for a in range(len(artefact.catalog))) - MAX_LOSS
+    best = max((outcome(FixedModel(a)) for a in range(len(artefact.catalog))), key=lambda single: single.quality)
     outcomes = {penalty: outcome(QPolicy(artefact.network, RiskPrices((1.0,), (penalty,)))) for penalty in PENALTIES}
-    keeping = [p for p, (quality, bankrupt) in outcomes.items() if quality >= floor and bankrupt <= max_bankruptcy]
-    return keeping[0] if keeping else max(outcomes, key=lambda p: outcomes[p][0])
+
+    def keeps(ours: Measured) -> bool:
+        _, high = interval(ours.quality_replicates - best.quality_replicates)
+        return ours.bankruptcy_rate <= max_bankruptcy and high >= 0
+
+    keeping = [penalty for penalty, ours in outcomes.items() if keeps(ours)]
+    return keeping[0] if keeping else max(outcomes, key=lambda penalty: outcomes[penalty].quality)

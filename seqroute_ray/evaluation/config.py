@@ -6,7 +6,17 @@ from typing import Literal
 
 from seqroute_ray.core.errors import ConfigError
 
-LAMBDA_GRID = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # quality per reference cost; divided by it, quality per USD
+LAMBDA_GRID = (
+    0.0,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    16.0,
+)  # quality per reference cost; divided by it, quality per USD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,7 @@ def _priced(estimates: Estimates, price_per_usd: FloatArray, remaining_usd: Floa
     """argmax quality - price * cost among models that fit into what remains (None: all)."""
     worth = estimates.quality - price_per_usd[:, None] * estimates.cost_usd
     if remaining_usd is not None:
-        worth = np.where(affordable(estimates.cost_high_usd, remaining_usd), worth, -np.inf)
+        worth = np.where(affordable(estimates.cost_usd, estimates.cost_high_usd, remaining_usd), worth, -np.inf)
     return np.asarray(np.argmax(worth, axis=1))
 
 
@@ -98,7 +98,7 @@ class BudgetPlan:
                 left = np.full(len(typical.quality), budget_usd)
                 q_values = self._q_values(typical, left, self.typical.stay_share[t], value[t + 1])
                 value[t, b] = np.max(
-                    np.where(affordable(typical.cost_high_usd, left), q_values, -np.inf), axis=1
+                    np.where(affordable(typical.cost_usd, typical.cost_high_usd, left), q_values, -np.inf), axis=1
                 ).mean()
         return value
 
@@ -126,7 +126,7 @@ class DynamicProgram:
 
 def _planned(plan: BudgetPlan, estimates: Estimates, turns: Turns) -> IntArray:
     q_values = plan.q_values(estimates, turns.remaining_usd, turns.turn)
-    allowed = affordable(estimates.cost_high_usd, turns.remaining_usd)
+    allowed = affordable(estimates.cost_usd, estimates.cost_high_usd, turns.remaining_usd)
     return np.asarray(np.argmax(np.where(allowed, q_values, -np.inf), axis=1))
 
 
@@ -153,8 +153,9 @@ class TypeTable:
             )
 
         mean_quality = rows(quality, "mean")
+        high_usd = rows(cost_usd, "quantile")
         no_runaway = np.zeros_like(mean_quality)  # plans ask for costs only
-        return cls(types, Estimates(mean_quality, rows(cost_usd, "mean"), rows(cost_usd, "quantile"), no_runaway))
+        return cls(types, Estimates(mean_quality, rows(cost_usd, "mean"), high_usd, no_runaway, high_usd))
 
     def estimates_of(self, source: NDArray[np.str_]) -> Estimates:
         """[n, K] outcomes of each type."""

@@ -23,7 +23,7 @@ class Myopic:
     def act(self, data: ReplayData, turns: Turns) -> IntArray:
         estimates = data.estimates.take(turns.row)
         worth = estimates.quality - self.lambda_per_usd * estimates.cost_usd
-        allowed = affordable(estimates.cost_high_usd, turns.remaining_usd)
+        allowed = affordable(estimates.cost_usd, estimates.cost_high_usd, turns.remaining_usd)
         return np.asarray(np.argmax(np.where(allowed, worth, -np.inf), axis=1))
 
 
@@ -87,5 +87,7 @@ def _strong_where(
     wanted: NDArray[np.bool_], pair: Threshold | BoundaryGuided, data: ReplayData, turns: Turns
 ) -> IntArray:
     """The strong model where it is wanted and fits, else the weak one."""
-    fits = affordable(data.estimates.cost_high_usd[turns.row], turns.remaining_usd)[:, pair.strong]
+    fits = affordable(data.estimates.cost_usd[turns.row], data.estimates.cost_high_usd[turns.row], turns.remaining_usd)[
+        :, pair.strong
+    ]
     return np.where(wanted & fits, pair.strong, pair.weak)

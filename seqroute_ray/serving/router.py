@@ -102,7 +102,7 @@ class Router:
         if not any(clamps):
             raise exhausted(account, min(self.worst_case_nusd(k, prompt.tokens_bound, 1) for k in range(len(catalog))))
         high_usd = estimates.cost_high_usd[0]
-        allowed = self._allowed(high_usd, clamps, remaining_nusd)
+        allowed = self._allowed(estimates, clamps, remaining_nusd)
         penalty = self.artefact.penalty(float(to_usd(account.budget_nusd)))
         values = self.artefact.network.values(self.state(estimates, summary, account))
         q_values = values.q_values(penalty)
@@ -152,11 +152,13 @@ class Router:
         """True cost of a call, priced as the training logs are."""
         return int(to_nusd(self.artefact.catalog.cost_usd(action, prompt_tokens, completion_tokens)))
 
-    def _allowed(self, high_usd: NDArray[np.floating[Any]], clamps: list[int], remaining_nusd: int) -> BoolArray:
+    def _allowed(self, estimates: Estimates, clamps: list[int], remaining_nusd: int) -> BoolArray:
         """[K]: affordable among the models that can be paid at all; a free model's cost of 0 always fits."""
         payable = np.array(clamps) > 0
-        among = np.where(payable, high_usd, np.inf)
-        allowed: BoolArray = affordable(among[None], np.array([to_usd(remaining_nusd)]))[0]
+        mean_usd, high_usd = (
+            np.where(payable, cost_usd, np.inf) for cost_usd in (estimates.cost_usd, estimates.cost_high_usd)
+        )
+        allowed: BoolArray = affordable(mean_usd, high_usd, np.array([to_usd(remaining_nusd)]))[0]
         return allowed
 
     def _reasons(

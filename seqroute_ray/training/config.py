@@ -10,7 +10,8 @@ from seqroute_ray.core.errors import ConfigError
 class CqlConfig:
     """One discrete-CQL run on given transitions."""
 
-    hidden: tuple[int, ...] = (64, 64)  # widths of the hidden layers
+    hidden: tuple[int, ...] = (64, 64)  # widths of the hidden layers of the quality head
+    risk_hidden: tuple[int, ...] = (32, 32)  # of the bankruptcy head
     cql_alpha: float = 0.01  # weight of the conservative term; 0 is double DQN
     td_weight: float = 1.0  # weight of the TD loss; 0 is behaviour cloning
     history_noise: float = 0.3  # deviation of noise on a state's history, against learning sessions by heart
@@ -41,8 +42,10 @@ class CqlConfig:
             raise ConfigError(
                 f"num_learners, num_gpus_per_learner must be >= 0, got {self.num_learners}, {self.num_gpus_per_learner}"
             )
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"hidden needs at least one width, each >= 1, got {self.hidden}")
+        for name in ("hidden", "risk_hidden"):
+            widths = getattr(self, name)
+            if not widths or min(widths) < 1:
+                raise ConfigError(f"{name} needs at least one width, each >= 1, got {widths}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Discrete conservative Q-learning: the network and the loss, in plain torch.
 
 The network has two heads, quality still to come and the logit of going bankrupt; Q = quality - penalty * bankruptcy.
-A rare event with a large penalty is learned better as a probability than inside one squared error. The quality head
-learns what lies beyond this turn's estimate: the value of what the action leaves.
+A rare event with a large penalty is learned better as a probability than inside one squared error, and by weights of
+its own. The quality head learns what lies beyond this turn's estimate: the value of what the action leaves.
 
 The conservative term logsumexp(Q) - Q[a] is the cross entropy of softmax(Q) at the logged action, so one loss covers
 three learners: alpha = 0 is double DQN, td_weight = 0 is behaviour cloning, both together are CQL.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqroute_ray.core.policy import QNetwork
+from seqroute_ray.core.policy import Perceptron, QNetwork
 
 
 @dataclass(frozen=True)
@@ -52,32 +52,50 @@ class Heads:
         return self.quality.gather(1, index).squeeze(1), self.bankruptcy_logit.gather(1, index).squeeze(1)
 
 
-class ActionValueNetwork(nn.Module):
-    """core.policy.QNetwork in torch: [N, state_dim] -> [N, 2 num_actions], see Heads. It starts with the estimates."""
+PARTS = ("num_context", "num_after", "num_risk")  # of a state: settings of make_network
 
-    def __init__(self, num_context: int, num_after: int, hidden: Sequence[int]) -> None:
+
+class ActionPerceptron(nn.Module):
+    """core.policy.Perceptron in torch: context [N, C], own [N, A, W] -> [N, A]. It starts at 0."""
+
+    def __init__(self, num_context: int, num_own: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.num_context, self.num_after = num_context, num_after
-        layers = [nn.Linear(*sizes) for sizes in pairwise([num_context + num_after, *hidden, 2])]
-        nn.init.zeros_(layers[-1].weight)
-        self.layers = nn.ModuleList(layers)
-        self.estimate_weight = nn.Parameter(torch.ones(()))  # 1 when planning; cloning learns its own
+        self.num_own = num_own
+        self.layers = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise([num_context + num_own, *hidden, 1]))
+        nn.init.zeros_(self.linears()[-1].weight)
 
     def linears(self) -> list[nn.Linear]:
         """The layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
-    def forward(self, state: Tensor) -> Tensor:
+    def forward(self, context: Tensor, own: Tensor) -> Tensor:
         first, *rest = self.linears()
+        weight, num_context = first.weight.T, context.shape[1]
+        shared = context @ weight[:num_context] + first.bias
+        values: Tensor = shared.unsqueeze(1) + own[..., : self.num_own] @ weight[num_context:]
+        for layer in rest:
+            values = layer(torch.relu(values))
+        return values[..., 0]
+
+
+class ActionValueNetwork(nn.Module):
+    """core.policy.QNetwork in torch: [N, state_dim] -> [N, 2 num_actions], see Heads. It starts with the estimates."""
+
+    def __init__(
+        self, num_context: int, num_after: int, num_risk: int, hidden: Sequence[int], risk_hidden: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.num_context, self.num_after = num_context, num_after
+        self.quality = ActionPerceptron(num_context, num_after - num_risk, hidden)
+        self.bankruptcy = ActionPerceptron(num_context, num_after, risk_hidden)
+        self.estimate_weight = nn.Parameter(torch.ones(()))  # 1 when planning; cloning learns its own
+
+    def forward(self, state: Tensor) -> Tensor:
         context, own = state[:, : self.num_context], state[:, self.num_context :]
         num_actions = own.shape[1] // (1 + self.num_after)
         estimate, after = own[:, :num_actions], own[:, num_actions:].reshape(-1, num_actions, self.num_after)
-        weight = first.weight.T
-        shared = context @ weight[: self.num_context] + first.bias
-        values: Tensor = shared.unsqueeze(1) + after @ weight[self.num_context :]
-        for layer in rest:
-            values = layer(torch.relu(values))
-        return torch.cat([self.estimate_weight * estimate + values[..., 0], values[..., 1]], dim=1)
+        quality = self.estimate_weight * estimate + self.quality(context, after)
+        return torch.cat([quality, self.bankruptcy(context, after)], dim=1)
 
 
 class PlainNetwork(nn.Module):
@@ -96,9 +114,10 @@ class PlainNetwork(nn.Module):
 
 
 def make_network(state_dim: int, num_actions: int, settings: Mapping[str, Any]) -> ActionValueNetwork | PlainNetwork:
-    """By settings: hidden; num_context and num_after where a state has these parts."""
+    """By settings: hidden; PARTS too where a state has parts."""
     if "num_context" in settings:
-        return ActionValueNetwork(settings["num_context"], settings["num_after"], settings["hidden"])
+        num_context, num_after, num_risk = (settings[name] for name in PARTS)
+        return ActionValueNetwork(num_context, num_after, num_risk, settings["hidden"], settings["risk_hidden"])
     return PlainNetwork(state_dim, settings["hidden"], num_actions)
 
 
@@ -148,5 +167,8 @@ def to_numpy(network: ActionValueNetwork) -> QNetwork:
     def array(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         return tensor.detach().cpu().numpy().astype(np.float32)
 
-    layers = [(array(layer.weight).T.copy(), array(layer.bias)) for layer in network.linears()]
-    return QNetwork(layers, network.num_context, float(network.estimate_weight.detach()))
+    def perceptron(head: ActionPerceptron) -> Perceptron:
+        return Perceptron([(array(layer.weight).T.copy(), array(layer.bias)) for layer in head.linears()])
+
+    heads = perceptron(network.quality), perceptron(network.bankruptcy)
+    return QNetwork(*heads, network.num_context, float(network.estimate_weight.detach()))

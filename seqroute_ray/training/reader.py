@@ -19,7 +19,7 @@ from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.core.dataset import Dataset
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.hbr import Transitions
-from seqroute_ray.core.mdp import NUM_AFTER, StateLayout, TurnFeatures, affordable, encode_state
+from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout, TurnFeatures, affordable, encode_state
 from seqroute_ray.core.money import to_usd
 
 BANKRUPT = "bankrupt"  # [N]
@@ -88,7 +88,7 @@ class RelabeledData:
 
     @property
     def network(self) -> dict[str, int]:
-        return {"num_context": self.layout.num_context, "num_after": NUM_AFTER}
+        return {"num_context": self.layout.num_context, "num_after": NUM_AFTER, "num_risk": NUM_RISK}
 
     def __len__(self) -> int:
         return len(self.transitions)
@@ -102,7 +102,7 @@ class RelabeledData:
         return {
             Columns.OBS: encode_state(self.layout, self.turns.take(t.turn_row), remaining_usd, t.turn),
             Columns.NEXT_OBS: encode_state(self.layout, following, next_usd, t.turn + 1),
-            NEXT_ALLOWED: affordable(following.estimates.cost_high_usd, next_usd),
+            NEXT_ALLOWED: affordable(following.estimates.cost_usd, following.estimates.cost_high_usd, next_usd),
             Columns.ACTIONS: t.action.astype(np.int64),
             Columns.REWARDS: np.where(t.bankrupt, np.float32(0), t.reward),  # quality; bankruptcy is a head of its own
             BANKRUPT: t.bankrupt.astype(np.float32),

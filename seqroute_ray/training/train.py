@@ -81,6 +81,7 @@ def algorithm_config(source: BatchSource, config: CqlConfig, penalty: float) -> 
         .rl_module(
             model_config={
                 "hidden": config.hidden,
+                "risk_hidden": config.risk_hidden,
                 **source.network,
                 "bankruptcy_penalty": penalty,
                 "history_noise": config.history_noise,

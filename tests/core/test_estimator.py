@@ -281,7 +281,7 @@ def test_a_groups_own_outcomes_do_not_influence_its_own_estimates(group: str) ->
     before, summary_before = cross_fitted(sessions, config)
     after, summary_after = cross_fitted(with_other_outcomes(sessions, own), config)
     other_fold = fold_of(sessions.group_id, 3) != fold_of(np.array([group]), 3)[0]
-    for name in ("quality", "cost_usd", "cost_high_usd", "runaway"):
+    for name in ("quality", "cost_usd", "cost_high_usd", "runaway", "runaway_cost_usd"):
         ours, theirs = getattr(before, name), getattr(after, name)
         np.testing.assert_array_equal(ours[own], theirs[own], err_msg=name)
         assert (ours[other_fold] != theirs[other_fold]).any(axis=1).all(), name
@@ -461,7 +461,9 @@ def test_a_prediction_worked_by_hand() -> None:
     features = QueryFeatures(np.array([UNKNOWN_TYPE]), np.zeros((2, 1), dtype=np.float32), log_tokens)
     weights = np.array([[1.0], [2.0], [-1.0]], dtype=np.float32)  # level, length, slope on a 1-d embedding
     shift, deviations = np.array([0.5], dtype=np.float32), np.array([3.0], dtype=np.float32)
-    estimator = OutcomeEstimator(features, weights, -weights, np.log(np.abs(weights)), weights - 1, shift, deviations)
+    limit = np.log(np.array([1000.0], dtype=np.float32))
+    spread, runaway = np.log(np.abs(weights)), weights - 1
+    estimator = OutcomeEstimator(features, weights, -weights, spread, runaway, limit, shift, deviations)
     queries = Queries(np.array([[0.0], [1.0]]), np.full(2, UNKNOWN_TYPE), np.array([0, 10 * 20]))
     catalog = Catalog((ModelSpec(name="m", usd_per_m_input=3e6, usd_per_m_output=2e6),))
     estimates = estimator.predict(queries, catalog)
@@ -474,6 +476,8 @@ def test_a_prediction_worked_by_hand() -> None:
     )
     high_usd = [typical + 2 * np.exp(3 - 1), 600 + 2 * np.exp(3 * 2**long - 2 * long)]
     np.testing.assert_allclose(estimates.cost_high_usd[:, 0], high_usd, rtol=1e-4)
+    runaway_usd = np.maximum([typical + 2 * 1000, 600 + 2 * 1000], high_usd)
+    np.testing.assert_allclose(estimates.runaway_cost_usd[:, 0], runaway_usd, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

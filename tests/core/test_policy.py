@@ -15,8 +15,17 @@ from hypothesis import strategies as st
 
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import ArtefactError
-from seqroute_ray.core.mdp import NUM_AFTER, StateLayout
-from seqroute_ray.core.policy import MANIFEST, WEIGHTS, PolicyArtefact, QNetwork, RiskPrices, Values, lambda_greedy
+from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout
+from seqroute_ray.core.policy import (
+    MANIFEST,
+    WEIGHTS,
+    Perceptron,
+    PolicyArtefact,
+    QNetwork,
+    RiskPrices,
+    Values,
+    lambda_greedy,
+)
 from seqroute_ray.core.queries import UNKNOWN_TYPE, QueryFeatures
 from tests.support import make_artefact, make_catalog, make_layout, make_network
 
@@ -132,26 +141,28 @@ def without(missing: str) -> Callable[[Path], None]:
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "no manifest.json here; .* `seqroute train`"),
     "manifest is no JSON": (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json: not JSON"),  # type: ignore[dict-item]
-    "newer format": (edit_manifest(format_version=3), "artefact format 3, this version reads 2; train again"),
-    "no format": (edit_manifest(format_version=None), "artefact format None, this version reads 2"),
-    "older format": (edit_manifest(format_version=1), "artefact format 1, this version reads 2; train again"),
+    "newer format": (edit_manifest(format_version=4), "artefact format 4, this version reads 3; train again"),
+    "no format": (edit_manifest(format_version=None), "artefact format None, this version reads 3"),
+    "older format": (edit_manifest(format_version=2), "artefact format 2, this version reads 3; train again"),
     "edited price": (edit_a_price, "the catalog was edited after training"),
     "weights of a wider pool": (mix_with_a_wider_pool, "an estimator of 3 models in a pool of 2"),
-    "layout of another pool": (edit_manifest(layout=make_layout(3).to_json()), "for 3 models, expected 15 -> 2 for 2"),
-    "layout of another summary": (edit_layout(summary_width=4), "the network maps 15 -> 2 .*, expected 16 -> 2"),
+    "layout of another pool": (edit_manifest(layout=make_layout(3).to_json()), "for 3 models, expected .* -> 1 for 2"),
+    "layout of another summary": (
+        edit_layout(summary_width=4),
+        "the network's heads map .*14, 1.*15, 1.*, expected .*15.*16.* -> 1",
+    ),
     "layout without a summary": (edit_layout(summary_width=None), "the artefact is damaged"),
     "estimator of other types": (mix_with_one_type, "summarises a query in 2 numbers, the layout has 3"),
     "empty weights": (cut_weights(0), "the artefact is damaged"),
-    "no layers": (edit_manifest(num_layers=0), "the artefact is damaged .*at least one hidden layer"),
     "no fingerprint": (edit_manifest(catalog_fingerprint=None), "the catalog was edited after training"),
     "a list": (write_a_list, "must hold a JSON object, got list"),
     "another's weights": (mix_with_a_twin, "weights.npz is not the one that manifest.json was written for"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "the artefact is damaged .* train it again"),
     "half of the weights": (cut_weights(700), "the artefact is damaged"),
     "weights without their end": (cut_weights(-30), "the artefact is damaged"),
-    "a missing array": (without("network.1.bias"), "the artefact is damaged .*network.1.bias"),
+    "a missing array": (without("network.quality.1.bias"), "the artefact is damaged .*at least one hidden layer"),
     "no weight of the estimates": (without("network.estimate_weight"), "the artefact is damaged .*estimate_weight"),
-    "more layers than weights": (edit_manifest(num_layers=3), "the artefact is damaged .*network.2.weight"),
+    "a missing first layer": (without("network.bankruptcy.0.bias"), "the artefact is damaged"),
 }
 
 
@@ -204,18 +215,30 @@ print(artefact.version, [name for name in ("torch", "ray") if name in sys.module
 def test_the_two_parts_of_q_worked_by_hand() -> None:
     # Context c, and for each action its estimate e and one number z of what it leaves.
     hidden = (np.array([[1.0, -1.0], [2.0, 0.0]], dtype=np.float32), np.array([0.0, 1.0], dtype=np.float32))
-    last = (np.array([[1.0, 2.0], [10.0, 0.0]], dtype=np.float32), np.array([0.5, -6.0], dtype=np.float32))
+    last = (np.array([[1.0], [10.0]], dtype=np.float32), np.array([0.5], dtype=np.float32))
+    risk = Perceptron([hidden, (np.array([[2.0], [0.0]], dtype=np.float32), np.array([-6.0], dtype=np.float32))])
     state = np.array([[1.0, 0.25, 0.75, 1.0, -2.0]], dtype=np.float32)
     # Hidden units max(c + 2 z, 0) and max(1 - c, 0): (3, 0) and (0, 0); logits of bankruptcy 2 * 3 - 6 and -6.
-    values = QNetwork([hidden, last], num_context=1).values(state)
+    values = QNetwork(Perceptron([hidden, last]), risk, num_context=1).values(state)
     assert values.quality.tolist() == [[0.25 + 3.5, 0.75 + 0.5]]
     np.testing.assert_allclose(values.bankruptcy, [[0.5, 1 / (1 + np.exp(6))]], rtol=1e-6)
     middle = (np.array([[0.0, 1.0], [1.0, 0.0]], dtype=np.float32), np.array([0.25, 0.0], dtype=np.float32))
-    deeper = QNetwork([hidden, middle, last], num_context=1).values(state)  # units (0.25, 3) and (0.25, 0)
+    deeper = QNetwork(Perceptron([hidden, middle, last]), risk, num_context=1).values(
+        state
+    )  # units (0.25, 3) and (0.25, 0)
     assert deeper.quality.tolist() == [[0.25 + 30.75, 0.75 + 0.75]]
-    doubled = QNetwork([hidden, last], num_context=1, estimate_weight=2.0).values(state)
+    doubled = QNetwork(Perceptron([hidden, last]), risk, num_context=1, estimate_weight=2.0).values(state)
     assert doubled.quality.tolist() == [[0.5 + 3.5, 1.5 + 0.5]]
     np.testing.assert_array_equal(doubled.bankruptcy, values.bankruptcy)
+
+
+def test_the_last_entries_of_an_action_are_for_the_bankruptcy_alone() -> None:
+    layout = make_layout(2)
+    context, estimate, after = parts_of(states(2), layout)
+    runaway = np.concatenate([after[..., :-NUM_RISK], after[..., -NUM_RISK:] + 1], axis=-1)
+    before, risky = (make_network(layout).values(state_of(context, estimate, own)) for own in (after, runaway))
+    np.testing.assert_array_equal(risky.quality, before.quality)
+    assert (risky.bankruptcy != before.bankruptcy).any()
 
 
 def parts_of(state: np.ndarray, layout: StateLayout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

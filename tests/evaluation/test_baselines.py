@@ -107,7 +107,9 @@ def test_the_learned_policy_chooses_among_what_the_money_left_can_pay_for(
     policy = QPolicy(make_network(data.layout, seed), RISK, lambda_per_usd)
     result = replay(policy, data, np.full(sessions.num_sessions, budget_nusd))
     rows = np.flatnonzero(result.action >= 0)
-    allowed = affordable(data.estimates.cost_high_usd[rows], to_usd(result.remaining_nusd[rows]))
+    allowed = affordable(
+        data.estimates.cost_usd[rows], data.estimates.cost_high_usd[rows], to_usd(result.remaining_nusd[rows])
+    )
     assert allowed[np.arange(len(rows)), result.action[rows]].all()
 
 

@@ -10,7 +10,8 @@ from seqroute_ray.core.money import to_nusd
 from seqroute_ray.core.policy import PolicyArtefact, RiskPrices
 from seqroute_ray.core.sessions import Sessions, write_sessions
 from seqroute_ray.evaluation.baselines import FixedModel, QPolicy
-from seqroute_ray.evaluation.calibrate import MAX_LOSS, PENALTIES, CalibrateConfig, calibrate
+from seqroute_ray.evaluation.calibrate import NUM_REPLICATES, PENALTIES, CalibrateConfig, calibrate
+from seqroute_ray.evaluation.metrics import question_replicates
 from seqroute_ray.evaluation.replay import ReplayData, replay
 from tests.support import make_artefact, make_sessions
 
@@ -29,29 +30,31 @@ def config(sessions: Sessions, tmp_path: Path) -> CalibrateConfig:
     return CalibrateConfig(policy=tmp_path / "policy", sessions=tmp_path / "tune.parquet", budgets=BUDGETS)
 
 
-def outcomes(sessions: Sessions, budget: float) -> tuple[float, dict[float, tuple[float, float]]]:
-    """Quality of the best single model, and (quality, bankruptcies) by penalty, replayed here."""
+def outcomes(sessions: Sessions, budget: float) -> dict[float, tuple[float, float, bool]]:
+    """(quality, bankruptcies, not below the best single model beyond the interval) by penalty, replayed here."""
     artefact = make_artefact()
     data = ReplayData.prepare(sessions, artefact.estimator, artefact.layout)
     budget_nusd = np.full(200, to_nusd(budget * artefact.layout.reference_cost_usd))
-    single = max(float(replay(FixedModel(a), data, budget_nusd).quality.mean()) for a in range(2))
+    weight = question_replicates(sessions, NUM_REPLICATES, seed=0).weight
+    single = max((replay(FixedModel(a), data, budget_nusd).quality for a in range(2)), key=np.mean)
     by_penalty = {}
     for penalty in PENALTIES:
         result = replay(QPolicy(artefact.network, RiskPrices((1.0,), (penalty,))), data, budget_nusd)
-        by_penalty[penalty] = (float(result.quality.mean()), float(result.bankrupt.mean()))
-    return single, by_penalty
+        differences = weight @ (result.quality - single) / weight.sum(axis=1)
+        not_below = float(np.quantile(differences, 0.975)) >= 0
+        by_penalty[penalty] = (float(result.quality.mean()), float(result.bankrupt.mean()), not_below)
+    return by_penalty
 
 
 def test_each_price_follows_the_rule(config: CalibrateConfig, sessions: Sessions) -> None:
     risk = calibrate(config)
     for budget, chosen in zip(risk.budgets, risk.penalties, strict=True):
-        single, by_penalty = outcomes(sessions, budget)
-        good = [p for p in PENALTIES if by_penalty[p][0] >= single - MAX_LOSS]
-        keeping = [p for p in good if by_penalty[p][1] <= config.max_bankruptcy]
+        by_penalty = outcomes(sessions, budget)
+        keeping = [p for p in PENALTIES if by_penalty[p][1] <= config.max_bankruptcy and by_penalty[p][2]]
         if keeping:
             assert chosen == min(keeping)
         else:
-            assert by_penalty[chosen][0] == max(quality for quality, _ in by_penalty.values())
+            assert by_penalty[chosen][0] == max(quality for quality, *_ in by_penalty.values())
 
 
 def test_the_prices_are_stored_and_the_version_changes(config: CalibrateConfig) -> None:

@@ -127,7 +127,7 @@ def test_pacing_with_plenty_is_greedy_on_quality_among_what_fits() -> None:
     rows = np.arange(len(best))
     assert ask(pacing, data, 0, rows, np.full(len(rows), 1e6)) == best.tolist()
     short_usd = np.full(len(rows), 2 * MEAN_COST_USD)
-    allowed = affordable(data.estimates.cost_high_usd, short_usd)
+    allowed = affordable(data.estimates.cost_usd, data.estimates.cost_high_usd, short_usd)
     assert not allowed.all()
     assert allowed[rows, ask(replace(pacing, slack=1e6), data, 0, rows, short_usd)].all()
 
@@ -156,7 +156,7 @@ def exact_value(plan: BudgetPlan, turn: int, budget_usd: float) -> float:
         return 0.0
     estimates, best = plan.typical.estimates, []
     for row in range(len(estimates.quality)):
-        allowed = affordable(estimates.cost_high_usd[[row]], np.array([budget_usd]))[0]
+        allowed = affordable(estimates.cost_usd[[row]], estimates.cost_high_usd[[row]], np.array([budget_usd]))[0]
         best.append(max(exact_q(plan, turn, budget_usd, row, int(action)) for action in np.flatnonzero(allowed)))
     return float(np.mean(best))
 

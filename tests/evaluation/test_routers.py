@@ -41,9 +41,9 @@ def test_the_myopic_router_worked_by_hand() -> None:
     assert ask(Myopic(0.3), data, 0, rows, money_usd) == [0, 0, 0, 0]  # worth -0.05, -0.1 and -0.8
 
 
-def test_where_nothing_fits_the_myopic_router_takes_the_lowest_high_quantile() -> None:
-    data = make_foreseen(make_estimates([[0.9, 0.5, 0.7]], [[1, 3, 2]], [[9, 4, 8]]))
-    assert ask(Myopic(), data, 0, [0, 0], [3.9, 4.0]) == [1, 1]
+def test_where_nothing_fits_the_myopic_router_takes_the_lowest_mean_cost() -> None:
+    data = make_foreseen(make_estimates([[0.5, 0.9, 0.7]], [[1, 3, 2]], [[9, 4, 8]]))
+    assert ask(Myopic(), data, 0, [0, 0], [3.9, 4.0]) == [0, 1]
 
 
 def test_the_threshold_router_worked_by_hand() -> None:
@@ -124,7 +124,7 @@ def routers(seed: int) -> list[Policy]:
 def test_the_routers_keep_to_what_the_money_left_can_pay_for(seed: int, money: float, price: float) -> None:
     data = make_foreseen(make_turns(20, num_models=3, seed=seed).estimates)
     rows, money_usd = np.arange(20), np.full(20, money)
-    allowed = affordable(data.estimates.cost_high_usd, money_usd)
+    allowed = affordable(data.estimates.cost_usd, data.estimates.cost_high_usd, money_usd)
     assert allowed[rows, ask(Myopic(price), data, 0, rows, money_usd)].all()
     for router in routers(seed):
         wanted = np.array(ask(router, data, 0, rows, np.full(20, 1e9)))

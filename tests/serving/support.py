@@ -18,8 +18,8 @@ import yaml
 from seqroute_ray.core.catalog import Catalog, ModelSpec
 from seqroute_ray.core.embedding import DEFAULT_EMBEDDER, unit_rows
 from seqroute_ray.core.estimator import EstimatorConfig, Observations, fit_estimator
-from seqroute_ray.core.mdp import NUM_AFTER, StateLayout
-from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
+from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout
+from seqroute_ray.core.policy import Perceptron, PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.core.queries import Queries
 from seqroute_ray.data.bundled import load_outcomes
 from seqroute_ray.data.sample import DEFAULT_POOL
@@ -81,15 +81,16 @@ def random_artefact(
         reference_cost_usd=0.05,
         expected_turns_left=(6.0, 5.0, 4.0),
     )
+
+    def perceptron(num_own: int) -> Perceptron:
+        return Perceptron([(weights(layout.num_context + num_own, 16), weights(16)), (weights(16, 1), weights(1))])
+
     return PolicyArtefact(
         catalog=catalog,
         embedder=DEFAULT_EMBEDDER,
         layout=layout,
         estimator=estimator,
-        network=QNetwork(
-            [(weights(layout.num_context + NUM_AFTER, 16), weights(16)), (weights(16, 2), weights(2))],
-            layout.num_context,
-        ),
+        network=QNetwork(perceptron(NUM_AFTER - NUM_RISK), perceptron(NUM_AFTER), layout.num_context),
         risk=RiskPrices((0.1, 1.0), (10.0, 1.0)),
     )
 

@@ -102,7 +102,7 @@ def test_a_served_session_has_the_states_and_actions_of_its_replay(
 ) -> None:
     artefact, budget_nusd = random_artefact(trio()), 20_000_000
     sessions = one_session(artefact.catalog, embedder.embed(QUESTIONS))
-    replayed, served = (RecordingNetwork(artefact.network.layers, artefact.layout.num_context) for _ in range(2))
+    replayed, served = (RecordingNetwork(**vars(artefact.network)) for _ in range(2))
     result = replay(
         QPolicy(replayed, artefact.risk, lambda_per_usd),
         ReplayData.prepare(sessions, artefact.estimator, artefact.layout),

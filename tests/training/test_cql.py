@@ -1,6 +1,7 @@
 """The loss by hand; the network against its twin in numpy."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqroute_ray.core.mdp import NUM_AFTER
+from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK
 from seqroute_ray.training.cql import ActionValueNetwork, Heads, Targets, cql_loss, td_targets, to_numpy
 
 
@@ -62,6 +63,10 @@ def test_the_penalty_turns_the_choice() -> None:
 NUM_CONTEXT = 9
 
 
+def make(hidden: Sequence[int]) -> ActionValueNetwork:
+    return ActionValueNetwork(NUM_CONTEXT, NUM_AFTER, NUM_RISK, hidden, hidden[:1])
+
+
 def random_states(num_rows: int, num_models: int) -> torch.Tensor:
     return torch.randn(num_rows, NUM_CONTEXT + num_models * (1 + NUM_AFTER))
 
@@ -75,8 +80,9 @@ def random_states(num_rows: int, num_models: int) -> torch.Tensor:
 )
 def test_numpy_and_torch_agree_on_q_values(num_models: int, hidden: list[int], weight: float, seed: int) -> None:
     torch.manual_seed(seed)
-    network, state = ActionValueNetwork(NUM_CONTEXT, NUM_AFTER, hidden), random_states(50, num_models)
-    torch.nn.init.normal_(network.linears()[-1].weight)
+    network, state = make(hidden), random_states(50, num_models)
+    for head in (network.quality, network.bankruptcy):
+        torch.nn.init.normal_(head.linears()[-1].weight)
     torch.nn.init.constant_(network.estimate_weight, weight)
     heads, ours = Heads.of(network(state)), to_numpy(network).values(state.numpy())
     np.testing.assert_allclose(ours.quality, heads.quality.detach().numpy(), rtol=1e-4, atol=1e-4)
@@ -85,14 +91,14 @@ def test_numpy_and_torch_agree_on_q_values(num_models: int, hidden: list[int], w
 
 def test_a_new_network_ranks_by_the_estimates_alone() -> None:
     torch.manual_seed(0)
-    network, state = ActionValueNetwork(NUM_CONTEXT, NUM_AFTER, (64, 64)), random_states(50, 3)
+    network, state = make((64, 64)), random_states(50, 3)
     beyond = Heads.of(network(state)).quality - state[:, NUM_CONTEXT : NUM_CONTEXT + 3]
     torch.testing.assert_close(beyond, beyond[:1, :1].expand_as(beyond), atol=1e-5, rtol=0)
 
 
 def test_the_weight_of_the_estimates_is_1_at_first_and_is_learned_and_handed_on() -> None:
     torch.manual_seed(0)
-    network, state = ActionValueNetwork(NUM_CONTEXT, NUM_AFTER, (8,)), random_states(50, 3)
+    network, state = make((8,)), random_states(50, 3)
     assert to_numpy(network).estimate_weight == 1.0
     (slope,) = torch.autograd.grad(Heads.of(network(state)).quality.sum(), network.estimate_weight)
     torch.testing.assert_close(slope, state[:, NUM_CONTEXT : NUM_CONTEXT + 3].sum())

@@ -45,7 +45,9 @@ def test_a_transition_goes_from_its_turn_to_the_next_with_what_is_left() -> None
     state = encode_state(layout, turns.take(t.turn_row[going]), before, t.turn[going])
     np.testing.assert_array_equal(batch[Columns.OBS], state)
     np.testing.assert_array_equal(batch[Columns.NEXT_OBS], encode_state(layout, following, after, t.turn[going] + 1))
-    np.testing.assert_array_equal(batch[NEXT_ALLOWED], affordable(following.estimates.cost_high_usd, after))
+    np.testing.assert_array_equal(
+        batch[NEXT_ALLOWED], affordable(following.estimates.cost_usd, following.estimates.cost_high_usd, after)
+    )
     np.testing.assert_array_equal(batch[Columns.ACTIONS], t.action[going])
     np.testing.assert_array_equal(batch[Columns.REWARDS], t.reward[going])
     assert (batch[BANKRUPT] == 0).all()
