@@ -2,15 +2,20 @@
 
     python benchmarks/quality.py [--out runs/quality] [--num-seeds 5]
 
-Policies of several seeds are relabeled and trained on the fit part, every policy's knob is chosen on the tune part,
-and all are reported on the test part. Writes OUT/POOL/seed-N/report.json and .html; ends with one JSON line. Figures
-are means over seeds; an interval's ends are the means of the seeds' own.
+Three pools of models on composed sessions, and MINT (seqroute_ray/mint.py). Policies of several seeds are relabeled
+and trained on the fit part, every policy's knob is chosen on the tune part, and all are reported on the test part.
+Writes OUT/POOL/seed-N/report.json and .html; ends with one JSON line. Figures are means over seeds; an interval's ends
+are the means of the seeds' own.
 """
 
 import json
+import multiprocessing
+import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ import tyro
 
 from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.data.sample import DEFAULT_POOL, FINDINGS_POOL, Part
+from seqroute_ray.mint import MintConfig, run_mint
 from seqroute_ray.quickstart import Folders, QuickstartConfig, judge, learn, sample_and_import
 from seqroute_ray.ray_session import ray_session
 
@@ -27,6 +33,7 @@ POOLS = {
     "trio": DEFAULT_POOL,
     "five": FINDINGS_POOL,
 }
+MINT = "mint"
 DIGITS = 4
 
 Report = dict[str, Any]
@@ -37,7 +44,8 @@ class Settings:
     out: Path = Path("runs/quality")
     num_seeds: int = 5
     num_steps: int = 4_000
-    pools: tuple[str, ...] = tuple(POOLS)
+    environments: tuple[str, ...] = ("five", "trio", MINT, "pair")  # the longest first
+    num_processes: int = 2
 
 
 def run_pool(settings: Settings, pool: str) -> list[Report]:
@@ -116,19 +124,36 @@ def summary(reports: Sequence[Report], environment: str) -> Report:
 
 def merged(parts: Sequence[Report]) -> Report:
     """One report of all pools: rows are joined, figures by pool are united."""
-    result: Report = {name: type(value)() for name, value in parts[0].items()}
+    result: Report = {name: type(value)() for part in parts for name, value in part.items()}
     for part in parts:
         for name, value in part.items():
             result[name] = result[name] | value if isinstance(value, dict) else result[name] + value
     return result
 
 
+def environment(settings: Settings, name: str) -> Report:
+    """One pool, or MINT; in a process of its own."""
+    with ray_session():
+        if name == MINT:
+            return mint_summary(run_mint(MintConfig(num_seeds=settings.num_seeds)))
+        return summary(run_pool(settings, name), name)
+
+
+def mint_summary(report: Report) -> Report:
+    """MINT's part of the last line."""
+    keys = ("environment", "regime")
+    labels = dict(zip(keys, (MINT, "most success"), strict=True))
+    return {"comparisons": [{**labels, **row} for row in report["comparisons"]], "mint": report["rows"]}
+
+
 def main(settings: Settings) -> None:
     if settings.out.exists():
         raise SystemExit(f"{settings.out} exists; delete it or choose another --out")
     started = time.monotonic()
-    with ray_session():
-        parts = [summary(run_pool(settings, pool), pool) for pool in settings.pools]
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the processes: they share the cores
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(settings.num_processes, mp_context=spawn) as workers:
+        parts = list(workers.map(environment, repeat(settings), settings.environments))
     print(json.dumps({**merged(parts), "wall_s": round(time.monotonic() - started)}))
 
 

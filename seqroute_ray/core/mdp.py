@@ -154,7 +154,7 @@ def _overrun(estimates: Estimates, remaining_usd: FloatArray) -> FloatArray:
 def affordable(
     cost_usd: NDArray[np.floating], cost_high_usd: NDArray[np.floating], remaining_usd: FloatArray
 ) -> BoolArray:
-    """[N, K] models whose high cost quantile [N, K] fits into what remains [N]; and the one of the lowest mean cost [N, K].
+    """[N, K] models whose high cost quantile [N, K] fits into what remains [N]; and the one of the lowest mean cost.
 
     That one always stays: where nothing fits the choice is between it and stopping, and more money never masks it.
     """

@@ -13,6 +13,7 @@ from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.money import to_nusd, to_usd
 from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.sessions import Sessions, read_sessions
+from seqroute_ray.evaluation.behaviour import behaviour
 from seqroute_ray.evaluation.compare import Arena, Choice, aiq_table, comparisons, cost_at_equal_quality, verdicts
 from seqroute_ray.evaluation.config import LAMBDA_GRID, EvaluateConfig
 from seqroute_ray.evaluation.families import (
@@ -63,6 +64,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = lambda _done, _total: 
         "aiq": aiq_table(arena),
         "cost_at_equal_quality": cost_at_equal_quality(arena),
         "shares_by_remaining": _shares(arena, data),
+        "behaviour": _behaviour(arena, data),
         "reliability": reliability(data, fit),
     }
     config.out.mkdir(parents=True, exist_ok=True)
@@ -216,6 +218,25 @@ def _shares(arena: Arena, data: ReplayData) -> Report:
         "num_turns": totals.tolist(),
         "share": (turns_by_share / np.maximum(totals, 1)[:, None]).tolist(),
     }
+
+
+def _behaviour(arena: Arena, data: ReplayData) -> list[Report]:
+    """One row a (policy, budget) at the chosen setting; and how much of the way from the best single model to the
+    oracle it goes."""
+    sessions = data.sessions
+    cost, quality = to_usd(sessions.outcome_cost_nusd).mean(axis=0), sessions.outcome_quality.mean(axis=0)
+    strong, weak = int(quality.argmax()), int(cost.argmin())
+    singles = [f for f, family in enumerate(arena.families) if family.name.startswith("only ")]
+    rows = []
+    for b, budget_usd in enumerate(arena.budgets_usd):
+        best, possible = max(arena.at(f, b).quality for f in singles), arena.oracle[b].quality
+        budget_nusd = np.full(sessions.num_sessions, to_nusd(budget_usd))
+        for f, family in enumerate(arena.families):
+            result = replay(family.settings[arena.chosen(f, b)].policy, data, budget_nusd)
+            gap = (arena.at(f, b).quality - best) / max(possible - best, 1e-9)
+            figures = behaviour(result, sessions, strong, weak, budget_usd)
+            rows.append({"policy": family.name, "budget_usd": budget_usd, "oracle_gap_closed": gap, **figures})
+    return rows
 
 
 def _header(config: EvaluateConfig, artefact: PolicyArtefact, sessions: Sessions) -> Report:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -36,9 +36,13 @@ RISKS = (0.5, 5.0, 20.0, 80.0)  # price of a bankruptcy, in turns of full qualit
 SLACKS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)  # share of an even split that is spent
 PENALTIES = (0.0, 2.0, 5.0, 20.0)  # of a bankruptcy, in turns of full quality
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-THRESHOLDS = (-1.0, 0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1.0)  # of a difference or a chance
+THRESHOLDS = (-1.0, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # of a difference or a chance
+MAX_PAIRS = 6  # of models, for the two-model routers
 PRICES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 4.0, 7.0, 12.0)  # quality per reference cost
-FIRST_TURNS = (1, 2, 3, 4, 6, 8, 12)
+FIRST_TURNS = (1, 2, 3, 5, 8)
+
+
+Pair = tuple[int, int]  # (cheap, dear) models
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def simple_families(names: Sequence[str], mean_cost_usd: FloatArray, seed: int) 
 
 
 def fitted_families(sessions: Sessions, artefact: PolicyArtefact) -> list[Family]:
-    """The baselines that learn from the policy's own fit part; weak and strong are its cheapest and its best model."""
+    """The baselines that learn from the policy's own fit part; a two-model router's pair is part of its knob."""
     config = EstimatorConfig(**artefact.configs["estimator"])
     estimates, _ = cross_fitted(sessions, config)
     quality, cost_usd = observed_outcomes(sessions)
@@ -102,13 +106,20 @@ def fitted_families(sessions: Sessions, artefact: PolicyArtefact) -> list[Family
     table = TypeTable.fit(sessions.source, quality, cost_usd, config.cost_quantile)
     seen_by_table = TypicalTurns.of(table.estimates_of(sessions.source), cost_usd, sessions.num_turns)
     mean_quality, mean_cost = np.nanmean(quality, axis=0), np.nanmean(cost_usd, axis=0)
-    weak, strong = int(np.argmin(mean_cost)), int(np.argmax(mean_quality))
-    hard = HardTurns.fit(artefact.estimator.features, sessions, weak, strong, config)
+    pairs = model_pairs(mean_cost, mean_quality)
+    features = artefact.estimator.features
+    hard = {pair: HardTurns.fit(features, sessions, *pair, config) for pair in pairs}
     return [
         Family("static mixture", static_mixtures(mean_cost, mean_quality)),
-        Family.of("first large", "turns", FIRST_TURNS, lambda value: FirstLarge(weak, strong, int(value))),
-        Family.of("threshold router", "threshold", THRESHOLDS, lambda value: Threshold(weak, strong, value)),
-        Family.of("boundary-guided", "threshold", THRESHOLDS, lambda value: BoundaryGuided(hard, weak, strong, value)),
+        _of_pairs("first large", "turns", pairs, FIRST_TURNS, lambda pair, value: FirstLarge(*pair, int(value))),
+        _of_pairs("threshold router", "threshold", pairs, THRESHOLDS, lambda pair, value: Threshold(*pair, value)),
+        _of_pairs(
+            "boundary-guided",
+            "threshold",
+            pairs,
+            THRESHOLDS,
+            lambda pair, value: BoundaryGuided(hard[pair], *pair, value),
+        ),
         Family.without_knob("greedy on estimates", Myopic()),
         Family.of("myopic", "price", PRICES, lambda value: Myopic(value / reference_usd)),
         Family.of("pacing", "slack", SLACKS, lambda value: Pacing(typical, reference_usd, value)),
@@ -127,10 +138,34 @@ def fitted_families(sessions: Sessions, artefact: PolicyArtefact) -> list[Family
     ]
 
 
+def _of_pairs(
+    name: str, knob: str, pairs: Sequence[Pair], values: Sequence[float], make: Callable[[Pair, float], Policy]
+) -> Family:
+    """A two-model router: its pair and its knob are chosen together."""
+    settings = (
+        Setting(f"models {pair[0]}, {pair[1]}; {knob} {value:g}", make(pair, value))
+        for pair in pairs
+        for value in values
+    )
+    return Family(name, tuple(settings))
+
+
+def hull_models(mean_cost_usd: FloatArray, mean_quality: FloatArray) -> list[int]:
+    """Single models on the frontier, cheapest first."""
+    corners = zip(*frontier(mean_cost_usd, mean_quality), strict=True)
+    return [int(np.argmax((mean_cost_usd == cost) & (mean_quality == quality))) for cost, quality in corners]
+
+
+def model_pairs(mean_cost_usd: FloatArray, mean_quality: FloatArray) -> list[Pair]:
+    """(cheap, dear) pairs of models on the frontier, the widest first, at most MAX_PAIRS."""
+    hull = hull_models(mean_cost_usd, mean_quality)
+    places = sorted(combinations(range(len(hull)), 2), key=lambda place: place[0] - place[1])
+    return [(hull[cheap], hull[dear]) for cheap, dear in places[:MAX_PAIRS]] or [(hull[0], hull[0])]
+
+
 def static_mixtures(mean_cost_usd: FloatArray, mean_quality: FloatArray) -> tuple[Setting, ...]:
     """Coins between neighbours on the hull of the single models: the best static mixture at every cost."""
-    corners = zip(*frontier(mean_cost_usd, mean_quality), strict=True)
-    hull = [int(np.argmax((mean_cost_usd == cost) & (mean_quality == quality))) for cost, quality in corners]
+    hull = hull_models(mean_cost_usd, mean_quality)
     pairs = list(pairwise(hull)) or [(hull[0], hull[0])]
     return tuple(
         Setting(f"models {cheap}, {dear}; share {share:g}", StaticMixture(cheap, dear, share))
