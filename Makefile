@@ -30,12 +30,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench-quality: $(VENV)/.installed-dev
-	rm -rf runs/quality
+	rm -rf runs/quality runs/ablations runs/add-model
 	$(BIN)/python benchmarks/quality.py
 
 bench: $(VENV)/.installed-dev
 	test -e runs/quickstart/report.json || $(MAKE) quickstart
-	rm -rf runs/quality
+	rm -rf runs/quality runs/ablations runs/add-model
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:

@@ -79,7 +79,12 @@ class Catalog:
 
     def usd_per_token(self) -> tuple[FloatArray, FloatArray]:
         """Input and output prices in USD per token, each [K]."""
+        return self._usd_per_token
+
+    @cached_property
+    def _usd_per_token(self) -> tuple[FloatArray, FloatArray]:
         prices = np.array([(m.usd_per_m_input, m.usd_per_m_output) for m in self.models], dtype=np.float64) / 1e6
+        prices.setflags(write=False)
         return prices[:, 0], prices[:, 1]
 
     def cost_usd(

@@ -9,6 +9,7 @@ from a fold that saw nothing of their group.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,21 +95,23 @@ class OutcomeEstimator:
 
     def predict_from(self, summary: NDArray[np.float32], queries: Queries, catalog: Catalog) -> Estimates:
         """The same, for a caller that needs the queries' summary too."""
-        design = self.features.design(queries, summary)
-        log_tokens = design @ self.token_weights
-        spread = np.exp(design @ self.spread_weights)
+        fitted = self.features.design(queries, summary) @ self._weights
+        k = self.num_models
+        chances, log_tokens, log_spread = sigmoid(fitted[:, : 2 * k]), fitted[:, 2 * k : 3 * k], fitted[:, 3 * k :]
+        high_log_tokens = log_tokens + np.exp(log_spread) * self.high_deviations
         price_in, price_token = _prices(catalog)
         prompt_usd = self.features.billed_tokens(queries)[:, None] * price_in
-        high_usd = prompt_usd + price_token * np.exp(log_tokens + spread * self.high_deviations)
-        runaway_usd = prompt_usd + price_token * np.exp(self.runaway_log_tokens)
-        columns = {
-            "quality": sigmoid(design @ self.quality_weights),
-            "cost_usd": prompt_usd + price_token * np.exp(log_tokens + self.log_mean_shift),
-            "cost_high_usd": high_usd,
-            "runaway": sigmoid(design @ self.runaway_weights),
-            "runaway_cost_usd": np.maximum(runaway_usd, high_usd),
-        }
-        return Estimates(**{name: values.astype(np.float32) for name, values in columns.items()})
+        answers = (log_tokens + self.log_mean_shift, high_log_tokens, self.runaway_log_tokens)
+        cost_usd, high_usd, runaway_usd = (
+            (prompt_usd + price_token * np.exp(tokens)).astype(np.float32) for tokens in answers
+        )
+        return Estimates(chances[:, :k], cost_usd, high_usd, chances[:, k:], np.maximum(runaway_usd, high_usd))
+
+    @cached_property
+    def _weights(self) -> NDArray[np.float32]:
+        """[F, 4 K] all regressions side by side: one product instead of four."""
+        parts = (self.quality_weights, self.runaway_weights, self.token_weights, self.spread_weights)
+        return np.concatenate(parts, axis=1)
 
     @classmethod
     def of_columns(cls, features: QueryFeatures, columns: Sequence["Column"]) -> "OutcomeEstimator":
@@ -127,7 +130,7 @@ class OutcomeEstimator:
         ]
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        own = {name: array for name, array in vars(self).items() if name != "features"}
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "features"}
         return {**own, **{f"features.{name}": array for name, array in self.features.arrays().items()}}
 
     @classmethod

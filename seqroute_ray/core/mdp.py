@@ -106,49 +106,45 @@ def encode_state(
     layout: StateLayout, turns: TurnFeatures, remaining_usd: FloatArray, turn: IntArray
 ) -> NDArray[np.float32]:
     """The network's input [N, state_dim] from N turns and the sessions' [N] book-keeping; see StateLayout."""
-    last = len(layout.expected_turns_left) - 1
-    left = np.asarray(layout.expected_turns_left)[np.minimum(turn, last)]
+    table = layout.expected_turns_left
+    left = np.asarray(table)[np.minimum(turn, len(table) - 1)]
     share = np.maximum(remaining_usd / layout.reference_cost_usd, MIN_BUDGET_SHARE)
-    money_and_time = (
-        np.log(share) / 2 + 1,
-        np.minimum(share, 1),
-        np.minimum(10 * share, 1),
-        np.log(share * REFERENCE_TURNS / left) / 2,
-        turn / 12,
-        left / 12,
-    )
-    quality, after = turns.estimates.quality, after_state(layout, turns.estimates, remaining_usd, left)
-    flat = after.reshape(len(after), layout.num_models * NUM_AFTER)  # -1 does not work for no rows
-    parts = (np.stack(money_and_time, axis=1), turns.history, quality, flat)
-    return np.concatenate(parts, axis=1, dtype=np.float32)
+    num_context, num_models = layout.num_context, layout.num_models
+    state = np.empty((len(turns), layout.state_dim), dtype=np.float32)
+    state[:, 0] = np.log(share) / 2 + 1
+    state[:, 1] = np.minimum(share, 1)
+    state[:, 2] = np.minimum(10 * share, 1)
+    state[:, 3] = np.log(share * REFERENCE_TURNS / left) / 2
+    state[:, 4] = turn / 12
+    state[:, 5] = left / 12
+    state[:, NUM_MONEY:num_context] = turns.history
+    state[:, num_context : num_context + num_models] = turns.estimates.quality
+    after = after_state(layout, turns.estimates, remaining_usd, left)
+    state[:, num_context + num_models :] = after.reshape(len(after), num_models * NUM_AFTER)  # -1: not for no rows
+    return state
 
 
 def after_state(
     layout: StateLayout, estimates: Estimates, remaining_usd: FloatArray, turns_left: FloatArray
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """[N, K, NUM_AFTER]: what paying each model would leave, at its mean cost and at the high quantile."""
-    mean_usd = np.maximum(estimates.cost_usd, MIN_COST_USD).astype(np.float64)
-    high_usd = np.maximum(estimates.cost_high_usd, MIN_COST_USD).astype(np.float64)
+    costs = (estimates.cost_usd, estimates.cost_high_usd, estimates.runaway_cost_usd)
+    cost_usd = np.maximum(np.stack(costs), MIN_COST_USD).astype(np.float64)  # [3, N, K]
     remaining = remaining_usd[:, None]
-    after = np.maximum((remaining - mean_usd) / layout.reference_cost_usd, MIN_BUDGET_SHARE)
-    after_high = np.maximum((remaining - high_usd) / layout.reference_cost_usd, MIN_BUDGET_SHARE)
-    turns_after = np.maximum(turns_left - 1, MIN_TURNS_AFTER)[:, None]
-    columns = (
-        np.log(high_usd / mean_usd),  # how widely the cost spreads
-        np.log(after) / 2 + 1,
-        np.log(after_high) / 2 + 1,
-        np.log(after * REFERENCE_TURNS / turns_after) / 2,
-        np.minimum(10 * after, 1),
-        np.log(_overrun(estimates, remaining) + MIN_RUNAWAY) / 2 + 2,
-    )
-    return np.stack(columns, axis=2)
-
-
-def _overrun(estimates: Estimates, remaining_usd: FloatArray) -> FloatArray:
-    """[N, K] chance that a runaway answer of this turn does not fit into what remains [N, 1]."""
-    runaway_usd = np.maximum(estimates.runaway_cost_usd, MIN_COST_USD).astype(np.float64)
-    excess = np.log(runaway_usd / np.maximum(remaining_usd, MIN_COST_USD)) / RUNAWAY_BLUR
-    return np.asarray(estimates.runaway * sigmoid(excess))
+    left = np.maximum((remaining - cost_usd[:2]) / layout.reference_cost_usd, MIN_BUDGET_SHARE)
+    log_cost, log_left = np.log(cost_usd), np.log(left)
+    log_turns_after = np.log(np.maximum(turns_left - 1, MIN_TURNS_AFTER) / REFERENCE_TURNS)[:, None]
+    # The chance that a runaway answer of this turn does not fit into what remains.
+    excess = log_cost[2] - np.log(np.maximum(remaining, MIN_COST_USD))
+    overrun = estimates.runaway * sigmoid(excess / RUNAWAY_BLUR)
+    after = np.empty((*cost_usd.shape[1:], NUM_AFTER), dtype=np.float32)
+    after[..., 0] = log_cost[1] - log_cost[0]  # how widely the cost spreads
+    after[..., 1] = log_left[0] / 2 + 1
+    after[..., 2] = log_left[1] / 2 + 1
+    after[..., 3] = (log_left[0] - log_turns_after) / 2
+    after[..., 4] = np.minimum(10 * left[0], 1)
+    after[..., 5] = np.log(overrun + MIN_RUNAWAY) / 2 + 2
+    return after
 
 
 def affordable(

@@ -8,6 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from seqroute_ray.evaluation import plots
+from seqroute_ray.evaluation.families import CQL
 
 TEMPLATE = "report.html.jinja"
 
@@ -39,6 +40,7 @@ def write_html(report: dict[str, Any], path: Path) -> None:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.0f}"
+    environment.filters["share"] = lambda share: "-" if share is None else f"{100 * share:.1f}"
     by_budget = groupby(
         sorted(report["rows"], key=lambda row: float(row["budget_usd"])), key=lambda row: row["budget_usd"]
     )
@@ -53,6 +55,7 @@ def write_html(report: dict[str, Any], path: Path) -> None:
         **{figure.__name__: Markup(plots.svg(figure(report))) for figure in FIGURES},  # noqa: S704
         aiq=report["aiq"],
         savings=savings_table(report),
+        behaviour=[row for row in report["behaviour"] if row["policy"] == CQL],
         reliability_rows=report["reliability"],
     )
     path.write_text(page)

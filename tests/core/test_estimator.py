@@ -221,6 +221,17 @@ def test_the_chance_of_a_runaway_answer_comes_close_to_the_law() -> None:
     for name, expected in zip(TYPES, (0.01, 0.08), strict=True):
         of_type = fresh.queries.task_type == name
         np.testing.assert_allclose(runaway[of_type].mean(axis=0), expected, atol=0.01)
+    observed = log_tokens[runs_away[:, 0], 0].mean()
+    assert abs(estimator.runaway_log_tokens[0] - observed) < 0.1
+    estimates = estimator.predict(fresh.queries, CATALOG)
+    assert (estimates.runaway_cost_usd >= estimates.cost_high_usd).all()
+    assert np.median(estimates.runaway_cost_usd[:, 0] / estimates.cost_usd[:, 0]) > 4
+
+
+def test_where_no_answer_ran_away_the_least_that_counts_as_one_stands_for_it() -> None:
+    log_tokens = np.full((len(world().quality), 2), 5.0)
+    estimator = fit_estimator(replace(world().observations(), log_tokens=log_tokens), EstimatorConfig(), CATALOG.names)
+    np.testing.assert_allclose(estimator.runaway_log_tokens, 5.0 + np.log(4), atol=0.01)
 
 
 def coverage_after_few_observations(seed: int, num_rows: int = 300, num_dims: int = 64) -> float:

@@ -71,6 +71,13 @@ def test_what_a_model_would_leave_worked_by_hand() -> None:
     np.testing.assert_allclose(state[0, 11:], np.concatenate([ours[0, 0], ours[0, 1]]), rtol=1e-6)
 
 
+def test_a_runaway_answer_is_a_risk_only_where_it_does_not_fit() -> None:
+    estimates = estimates_of([2.0, 0.0], [6.0, 0.0])  # a runaway answer costs 6, at a chance of 0.018
+    rich, poor = (after_state(LAYOUT, estimates, np.array([usd]), np.array([3.0]))[0, 0, -1] for usd in (60.0, 3.0))
+    np.testing.assert_allclose(rich, np.log(1e-3) / 2 + 2, rtol=1e-5)
+    np.testing.assert_allclose(poor, np.log(0.018 + 1e-3) / 2 + 2, rtol=1e-3)
+
+
 def test_after_the_last_turn_that_is_expected_what_is_left_is_divided_by_a_quarter() -> None:
     estimates = estimates_of([2.0, 4.0], [2.0, 4.0])
     later = after_state(LAYOUT, estimates, np.array([6.0]), np.array([1.0]))
@@ -114,7 +121,7 @@ def test_more_money_leaves_more_and_a_dearer_model_leaves_less(seed: int, low: f
     order = np.argsort(turns.estimates.cost_usd, axis=1)
     by_cost = np.take_along_axis(less[:, :, 1], order, axis=1)
     assert (np.diff(by_cost, axis=1) <= 0).all()
-    assert by_cost.min() >= np.log(MIN_BUDGET_SHARE) / 2 + 1
+    assert by_cost.min() >= np.float32(np.log(MIN_BUDGET_SHARE) / 2 + 1)
 
 
 def test_taking_turns_takes_their_estimates_and_history() -> None:
