@@ -73,7 +73,7 @@ def test_what_a_model_would_leave_worked_by_hand() -> None:
 
 def test_a_runaway_answer_is_a_risk_only_where_it_does_not_fit() -> None:
     estimates = estimates_of([2.0, 0.0], [6.0, 0.0])  # a runaway answer costs 6, at a chance of 0.018
-    rich, poor = (after_state(LAYOUT, estimates, np.array([usd]), np.array([3.0]))[0, 0, -1] for usd in (60.0, 3.0))
+    rich, poor = (after_state(LAYOUT, estimates, np.array([usd]), np.array([3.0]))[0, 0, -1] for usd in (60.0, 1.0))
     np.testing.assert_allclose(rich, np.log(1e-3) / 2 + 2, rtol=1e-5)
     np.testing.assert_allclose(poor, np.log(0.018 + 1e-3) / 2 + 2, rtol=1e-3)
 
