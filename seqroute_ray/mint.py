@@ -153,7 +153,8 @@ def _learned(
 ) -> list[AttemptPolicy]:
     """The learned policy over its lambdas."""
     low, high = min(config.budgets_usd) * BUDGET_RANGE[0], max(config.budgets_usd) * BUDGET_RANGE[1]
-    transitions = relabel_attempts(attempts, np.flatnonzero(fit), (low, high), config.num_replays, seed)
+    tasks = np.flatnonzero(fit)
+    transitions = relabel_attempts(attempts, estimates, tasks, (low, high), config.num_replays, seed)
     reference_usd = _reference_usd(attempts, fit)
     settings = {name: getattr(config.cql, name) for name in config.cql.__dataclass_fields__} | {"seed": seed}
     network = train_attempts(AttemptData(estimates, transitions, reference_usd), CqlConfig(**settings))

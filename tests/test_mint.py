@@ -36,7 +36,7 @@ def two_kinds_of_tasks(num_tasks: int = 200) -> Attempts:
 def test_the_learned_policy_solves_what_no_cascade_can() -> None:
     attempts, every = two_kinds_of_tasks(), np.ones(200, dtype=np.bool_)
     estimates = estimate_attempts(attempts, every)
-    transitions = relabel_attempts(attempts, np.arange(200), (0.5, 6.0), num_replays=30, seed=0)
+    transitions = relabel_attempts(attempts, estimates, np.arange(200), (0.5, 6.0), num_replays=30, seed=0)
     network = train_attempts(AttemptData(estimates, transitions, 2.0), FAST)
     tasks, budget = np.arange(200), 2 * USD  # enough for either model, not for both
     ours = replay_attempts(AttemptQPolicy(network, estimates, 2.0), attempts, tasks, budget).solved.mean()

@@ -22,6 +22,7 @@ NUM_CONTEXT, NUM_AFTER = 5, 7  # entries of a state; see encode_task_state
 FIT_BLUR = 0.3  # in logarithms: how sharply a predicted cost fits into what remains
 LONGEST = 4.0  # logarithms of money are clipped here, in both directions
 KEEP_ON = (0.6, 0.9, 1.0)  # chances of going on with an attempt, one drawn for each replay
+THRIFT = (0.0, 1.0, 3.0)  # how much a replay prefers models of much chance per dollar; 0: not at all
 
 
 def encode_task_state(
@@ -93,23 +94,33 @@ class TaskTransitions:
 
 
 def relabel_attempts(
-    attempts: Attempts, tasks: IntArray, budget_range_usd: tuple[float, float], num_replays: int, seed: int
+    attempts: Attempts,
+    estimates: AttemptEstimates,
+    tasks: IntArray,
+    budget_range_usd: tuple[float, float],
+    num_replays: int,
+    seed: int,
 ) -> TaskTransitions:
-    """Replay each task num_replays times: random models, random endurance, a log-uniform budget it never had."""
+    """Replay each task num_replays times: random models, random endurance, a log-uniform budget it never had.
+
+    Each replay draws its own thrift: in a large pool uniformly random models hardly ever live through a small budget.
+    """
     rng = np.random.default_rng(seed)
     task = np.repeat(tasks, num_replays)
     low, high = np.log(budget_range_usd)
     budget_usd = np.exp(rng.uniform(low, high, size=len(task)))
-    keep_on = rng.choice(KEEP_ON, size=len(task))
+    keep_on, thrift = rng.choice(KEEP_ON, size=len(task)), rng.choice(THRIFT, size=len(task))
     states, parts = TaskStates.begin(task, len(attempts.catalog), to_nusd(budget_usd)), []
     while len(states.task):
         switch = (states.model == NONE) | ((rng.random(len(keep_on)) >= keep_on) & ~states.tried.all(axis=1))
-        drawn = np.where(states.tried, -1.0, rng.random(states.tried.shape)).argmax(axis=1)
+        chance, _, rest_usd = estimates.at(states)
+        preference = thrift[:, None] * np.log(chance / rest_usd) + rng.gumbel(size=chance.shape)  # a softmax's draw
+        drawn = np.where(states.tried, -np.inf, preference).argmax(axis=1)
         action = np.where(switch, drawn, states.model)
         done = step(attempts, states, action)
         over = done.solved | done.bankrupt | ~done.states.allowed.any(axis=1)
         parts.append(TaskTransitions(states, done.states, action, done.solved.astype(np.float32), over))
-        states, keep_on = done.states.take(~over), keep_on[~over]
+        states, keep_on, thrift = done.states.take(~over), keep_on[~over], thrift[~over]
     return TaskTransitions.concatenate(parts)
 
 

@@ -28,7 +28,8 @@ def test_a_state_is_finite_and_does_not_depend_on_its_batch(num_models: int, see
 
 def test_transitions_are_what_happened() -> None:
     attempts = make_attempts(30, 3, seed=1)
-    t = relabel_attempts(attempts, np.arange(30), (1e-7, 5e-6), num_replays=20, seed=0)
+    estimates = estimate_attempts(attempts, np.ones(30, dtype=np.bool_))
+    t = relabel_attempts(attempts, estimates, np.arange(30), (1e-7, 5e-6), num_replays=20, seed=0)
     rows = np.arange(len(t))
     assert t.states.allowed[rows, t.action].all()
     turn = np.where(t.action == t.states.model, t.states.turn, 0)
@@ -46,14 +47,24 @@ def test_transitions_are_what_happened() -> None:
 
 
 def test_relabeling_is_the_same_for_the_same_seed_and_holds_many_budgets() -> None:
-    attempts = make_attempts(5)
-    ours, theirs, other = (relabel_attempts(attempts, np.arange(5), (1e-7, 1e-5), 50, seed) for seed in (0, 0, 1))
+    attempts = make_attempts(20)
+    estimates = estimate_attempts(attempts, np.ones(20, dtype=np.bool_))
+    ours, theirs, other = (
+        relabel_attempts(attempts, estimates, np.arange(5), (1e-7, 1e-5), 50, seed) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(ours.action, theirs.action)
     np.testing.assert_array_equal(ours.states.remaining_nusd, theirs.states.remaining_nusd)
     assert len(ours) != len(other) or not np.array_equal(ours.states.remaining_nusd, other.states.remaining_nusd)
     first = ours.states.remaining_nusd[~ours.states.tried.any(axis=1)]
     assert len(np.unique(first)) > 100
     assert 100 <= first.min() < first.max() <= 10_000
+
+
+def test_replays_take_models_of_much_chance_per_dollar_more_often_but_every_model() -> None:
+    attempts = by_hand([[True, True]] * 40, [[[1.0], [100.0]]] * 40)  # the same success at a hundredth of the cost
+    t = relabel_attempts(attempts, estimate_attempts(attempts, EVERY), np.arange(40), (500.0, 1000.0), 100, seed=0)
+    first = t.action[~t.states.tried.any(axis=1)]
+    assert 0.6 < (first == 0).mean() < 0.95
 
 
 def myopic_network() -> QNetwork:
