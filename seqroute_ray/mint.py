@@ -5,7 +5,7 @@ what had not seen it. Tasks that are also questions of pool2024's tune or test p
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from seqroute_ray.core.attempts import AttemptPolicy, Attempts, replay_attempts
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.money import to_nusd, to_usd
 from seqroute_ray.data.mint import MINT_POOL, held_out_twins, load_mint
-from seqroute_ray.evaluation.aiq import frontier
 from seqroute_ray.evaluation.attempt_policies import (
     Cascade,
     ChancePerDollar,
@@ -28,6 +27,7 @@ from seqroute_ray.evaluation.attempt_policies import (
     cascades,
     oracle_solves,
 )
+from seqroute_ray.evaluation.families import hull_models
 from seqroute_ray.evaluation.metrics import interval
 from seqroute_ray.training.attempts import AttemptData, train_attempts
 from seqroute_ray.training.config import CqlConfig
@@ -39,7 +39,7 @@ PRICES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # success per referenc
 SLACKS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0)
 THRESHOLDS = (-1.0, 0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 MAX_CASCADE_POOL = 4  # models of a cascade are taken from the hull of the pool, thinned to this many
-THRIFT = 1e-3  # of the success a whole budget is worth: settings of equal success are ranked by their cost
+TIE_BREAK = 1e-3  # of the success a whole budget is worth: settings of equal success are ranked by their cost
 CQL, ORACLE = "cql", "oracle"
 
 Report = dict[str, Any]
@@ -127,9 +127,7 @@ def _fixed_families(attempts: Attempts) -> Families:
 def _hull(attempts: Attempts) -> list[int]:
     """Models on the hull of (cost, success), cheapest first; thinned to MAX_CASCADE_POOL."""
     every = np.ones(len(attempts), dtype=np.bool_)
-    cost, success = _mean_usd(attempts, every), attempts.success.mean(axis=0)
-    corners, _ = frontier(cost, success)
-    models = [int(np.flatnonzero(cost == corner)[0]) for corner in corners]
+    models = hull_models(_mean_usd(attempts, every), attempts.success.mean(axis=0))
     places = np.linspace(0, len(models) - 1, min(len(models), MAX_CASCADE_POOL)).round().astype(int)
     return [models[place] for place in dict.fromkeys(places.tolist())]
 
@@ -156,8 +154,7 @@ def _learned(
     tasks = np.flatnonzero(fit)
     transitions = relabel_attempts(attempts, estimates, tasks, (low, high), config.num_replays, seed)
     reference_usd = _reference_usd(attempts, fit)
-    settings = {name: getattr(config.cql, name) for name in config.cql.__dataclass_fields__} | {"seed": seed}
-    network = train_attempts(AttemptData(estimates, transitions, reference_usd), CqlConfig(**settings))
+    network = train_attempts(AttemptData(estimates, transitions, reference_usd), replace(config.cql, seed=seed))
     return [AttemptQPolicy(network, estimates, reference_usd, value / reference_usd) for value in LAMBDAS]
 
 
@@ -177,7 +174,7 @@ def _chosen(table: list[Judged], fit: BoolArray, config: MintConfig) -> Judged:
     """At each budget the setting of the most success on the fit tasks; of the same success, the cheapest."""
     rows = []
     for b, budget_usd in enumerate(config.budgets_usd):
-        worth = [one.success[b, fit].mean() - THRIFT * one.cost_usd[b, fit].mean() / budget_usd for one in table]
+        worth = [one.success[b, fit].mean() - TIE_BREAK * one.cost_usd[b, fit].mean() / budget_usd for one in table]
         best = table[int(np.argmax(worth))]
         rows.append((best.success[b], best.cost_usd[b], best.bankrupt[b]))
     return Judged(*(np.stack(values) for values in zip(*rows, strict=True)))

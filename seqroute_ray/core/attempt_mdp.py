@@ -17,6 +17,7 @@ from seqroute_ray.core.attempt_estimates import AttemptEstimates
 from seqroute_ray.core.attempts import NONE, Attempts, TaskStates, step
 from seqroute_ray.core.money import to_nusd, to_usd
 from seqroute_ray.core.policy import QNetwork
+from seqroute_ray.core.ridge import sigmoid
 
 NUM_CONTEXT, NUM_AFTER = 5, 7  # entries of a state; see encode_task_state
 FIT_BLUR = 0.3  # in logarithms: how sharply a predicted cost fits into what remains
@@ -66,7 +67,7 @@ def _without(values: FloatArray, column: int) -> FloatArray:
 
 def _best_other(chance: FloatArray, rest_usd: FloatArray, money: FloatArray) -> FloatArray:
     """[n] the best chance [n, K] among attempts whose cost [n, K] fits into the money [n, 1], blurred."""
-    fits = 1 / (1 + np.exp(-np.clip(np.log(money / np.maximum(rest_usd, 1e-9)) / FIT_BLUR, -30, 30)))
+    fits = sigmoid(np.log(money / np.maximum(rest_usd, 1e-9)) / FIT_BLUR)
     return np.asarray((chance * fits).max(axis=1))
 
 
