@@ -25,8 +25,8 @@ from seqroute_ray.core.dataset import Dataset, read_dataset
 from seqroute_ray.core.hbr import HbrConfig
 from seqroute_ray.core.mdp import NUM_AFTER, NUM_MONEY, StateLayout, TurnFeatures, affordable, encode_state
 from seqroute_ray.core.money import to_nusd, to_usd
-from seqroute_ray.core.sessions import read_sessions
-from seqroute_ray.data.relabel import FIT_SESSIONS, RelabelConfig
+from seqroute_ray.core.sessions import Sessions, read_sessions
+from seqroute_ray.data.relabel import RelabelConfig
 from seqroute_ray.data.sample import DEFAULT_POOL
 from seqroute_ray.evaluation.metrics import Measured, Replicates, interval, measure, question_replicates
 from seqroute_ray.evaluation.replay import ReplayData, Turns, replay
@@ -114,18 +114,17 @@ def money_entries(layout: StateLayout) -> IntArray:
     return np.concatenate([np.arange(MONEY_CONTEXT), after[after % NUM_AFTER != first % NUM_AFTER]])
 
 
-def not_cross_fitted(dataset: Dataset, folder: Path) -> Dataset:
+def not_cross_fitted(dataset: Dataset, sessions: Sessions) -> Dataset:
     """The same transitions with estimates by an estimator that saw the turns' own outcomes."""
-    sessions = read_sessions(folder / FIT_SESSIONS)
     estimates = dataset.estimator.predict(sessions.queries, sessions.catalog)
     return replace(dataset, turns=TurnFeatures(estimates, dataset.turns.history))
 
 
-def variants(folder: Path, one_budget: Path) -> dict[str, tuple[Variant, CqlConfig]]:
+def variants(folder: Path, one_budget: Path, sessions: Sessions) -> dict[str, tuple[Variant, CqlConfig]]:
     """By name: what to train on, and how."""
     dataset, cql = read_dataset(folder), CqlConfig()
     whole, layout = RelabeledData.of(dataset), dataset.layout
-    embedding = read_sessions(folder / FIT_SESSIONS).embedding.astype(np.float32)
+    embedding = sessions.embedding.astype(np.float32)
     history = np.arange(NUM_MONEY, layout.num_context)
 
     def variant(data: RelabeledData, **fields: Any) -> Variant:
@@ -136,7 +135,7 @@ def variants(folder: Path, one_budget: Path) -> dict[str, tuple[Variant, CqlConf
         "without hindsight: one budget": (variant(RelabeledData.of(read_dataset(one_budget))), cql),
         "without the budget in the state": (variant(whole, blank=money_entries(layout)), cql),
         "without the conservative term": (variant(whole), replace(cql, cql_alpha=0.0)),
-        "without cross-fitting": (variant(RelabeledData.of(not_cross_fitted(dataset, folder))), cql),
+        "without cross-fitting": (variant(RelabeledData.of(not_cross_fitted(dataset, sessions))), cql),
         "raw embedding as state": (variant(whole, embedding=embedding), replace(cql, history_noise=0.0)),
         "without history": (variant(whole, blank=history), cql),
     }
@@ -178,7 +177,7 @@ def run_seed(settings: Settings, shared: Folders, seed: int) -> dict[str, list[M
 
     tune, test = part("tune"), part("test")
     results = {}
-    for name, (source, cql) in variants(folders.dataset, one_budget).items():
+    for name, (source, cql) in variants(folders.dataset, one_budget, read_sessions(shared.sessions("fit"))).items():
         console.print(f"seed {seed}: train {name}")
         network = train_network(source, replace(cql, seed=seed), bankruptcy_penalty(dataset), lambda *_: None)
         raw, blank = source.embedding is not None, source.blank

@@ -26,7 +26,7 @@ from seqroute_ray.core.hbr import HbrConfig, Transitions
 from seqroute_ray.core.money import to_nusd, to_usd
 from seqroute_ray.core.sessions import Sessions, read_sessions
 from seqroute_ray.data.importer import ImportConfig, import_logs
-from seqroute_ray.data.relabel import FIT_SESSIONS, RelabelConfig
+from seqroute_ray.data.relabel import RelabelConfig
 from seqroute_ray.data.sample import Part, SampleConfig, write_sample
 from seqroute_ray.evaluation.baselines import BudgetHeuristic, FixedModel, RandomModel
 from seqroute_ray.evaluation.replay import UNSERVED, Policy, ReplayData, Turns, replay
@@ -149,7 +149,7 @@ def run_paper(out: Path, num_sessions: int, num_steps: int, seed: int) -> Result
     budgets_usd = tuple(budget * unit_usd for budget in BUDGETS)
     hbr = HbrConfig(paths="all", budgets_usd=budgets_usd, bankruptcy_penalty=PENALTY, seed=seed)
     relabeled = stages.relabel(RelabelConfig(sessions=out / "sessions-fit.parquet", out=out / "dataset", hbr=hbr))
-    data = _paper_data(out / "dataset", budgets_usd[-1])
+    data = _paper_data(fit, out / "dataset", budgets_usd[-1])
     mean_cost_usd = to_usd(fit.outcome_cost_nusd).mean(axis=0)
     cql = CqlConfig(
         hidden=(512, 256, 256), gamma=0.99, history_noise=0.0, num_steps=num_steps, batch_size=1024, seed=seed
@@ -207,8 +207,7 @@ def _sessions(out: Path, catalog: Path, part: Part, num_sessions: int, seed: int
     return read_sessions(sessions)
 
 
-def _paper_data(folder: Path, largest_budget_usd: float) -> PaperData:
-    sessions = read_sessions(folder / FIT_SESSIONS)
+def _paper_data(sessions: Sessions, folder: Path, largest_budget_usd: float) -> PaperData:
     embedding = sessions.embedding.astype(np.float32)
     return PaperData(embedding, sessions.outcome_quality, largest_budget_usd, read_dataset(folder).transitions)
 

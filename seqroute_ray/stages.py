@@ -1,9 +1,11 @@
 """The Ray stages as commands and jobs run them: Ray around, a progress bar, a result that fits one JSON line."""
 
+import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
+from seqroute_ray.data.relabel import Done, RelabelConfig, relabel_sessions
 from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.progress import bar, console
@@ -14,10 +16,16 @@ Result = dict[str, Any]
 
 
 def relabel(config: RelabelConfig) -> Result:
-    """Relabel on Ray Data; see RelabelReport for the fields."""
-    with ray_session(), bar("relabel, shards") as update:
-        report = relabel_sessions(config, lambda done, total: update(done, total, ""))
-    return {**asdict(report), "runner": "ray"}
+    """Relabel on Ray Data or in this process; see RelabelReport for the fields."""
+    with ray_session() if config.runner == "ray" else nullcontext(), bar("relabel, shards") as update:
+        started = time.monotonic()
+
+        def show(done: Done) -> None:
+            per_s = 1 / max(time.monotonic() - started, 1e-3)
+            note = f"{done.sessions * per_s:,.0f} sessions/s, {done.transitions * per_s:,.0f} transitions/s"
+            update(done.shards, done.num_shards, note)
+
+        return asdict(relabel_sessions(config, show))
 
 
 def train(config: TrainConfig) -> Result:

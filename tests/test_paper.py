@@ -41,7 +41,7 @@ def test_a_token_of_the_large_model_costs_ten_of_the_small(out: Path) -> None:
 
 
 def test_the_bankrupting_turn_is_credited_and_punished_inside_one_reward(out: Path) -> None:
-    dataset, sessions = read_dataset(out / "dataset"), read_sessions(out / "dataset" / "sessions.parquet")
+    dataset, sessions = read_dataset(out / "dataset"), read_sessions(out / "sessions-fit.parquet")
     data = PaperData(sessions.embedding.astype(np.float32), sessions.outcome_quality, 1.0, dataset.transitions)
     rows = np.flatnonzero(dataset.transitions.bankrupt)[:50]
     batch, t = data.batch(rows), dataset.transitions.take(rows)

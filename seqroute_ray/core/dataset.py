@@ -1,18 +1,19 @@
 """A training dataset on disk: turns once, transitions that refer to turns by row number, and a manifest written last.
 
-manifest.json              pool, state layout, configs, counts, checksums; a folder without one is unfinished
-turns.parquet              one row a turn: what the state needs of it, under every budget and path
-estimator.npz              the outcome estimator that serving will use
-transitions/part-*.parquet one file a shard of sessions
+manifest.json               pool, state layout, configs, counts, checksums; a folder without one is unfinished
+estimator.npz               the outcome estimator that serving will use
+turns/part-*.parquet        one file a shard, one row a turn: what a state needs of it, under every budget and path
+transitions/part-*.parquet  one file a shard; turn_row counts the turns of the shard
+
+A shard is a fixed run of sessions and its files depend on nothing else: however the work is split, the same bytes.
 """
 
 import hashlib
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -26,13 +27,15 @@ from seqroute_ray.core.estimator import Estimates, OutcomeEstimator
 from seqroute_ray.core.hbr import Transitions
 from seqroute_ray.core.mdp import StateLayout, TurnFeatures
 from seqroute_ray.core.sessions import fixed_binary
+from seqroute_ray.core.storage import Folder, Location
 
-FORMAT_VERSION = 2
-MANIFEST, TURNS, ESTIMATOR, SHARDS = "manifest.json", "turns.parquet", "estimator.npz", "transitions"
+FORMAT_VERSION = 3
+MANIFEST, ESTIMATOR, TURNS, TRANSITIONS = "manifest.json", "estimator.npz", "turns", "transitions"
+ROWS_PER_GROUP = 131_072
 
 TRANSITION_SCHEMA = pa.schema(
     [
-        pa.field("turn_row", pa.int32(), nullable=False),  # row of turns.parquet
+        pa.field("turn_row", pa.int32(), nullable=False),  # row of the shard's turns
         pa.field("turn", pa.int16(), nullable=False),
         pa.field("action", pa.int16(), nullable=False),
         pa.field("remaining_nusd", pa.int64(), nullable=False),  # before the turn
@@ -44,6 +47,7 @@ TRANSITION_SCHEMA = pa.schema(
 )
 ESTIMATE_COLUMNS = tuple(field.name for field in fields(Estimates))
 _DELTA = [field.name for field in TRANSITION_SCHEMA if pa.types.is_integer(field.type)]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,28 +59,37 @@ class Dataset:
     layout: StateLayout
     estimator: OutcomeEstimator
     turns: TurnFeatures  # [N] of every turn, cross-fitted
-    transitions: Transitions
+    transitions: Transitions  # turn_row counts the turns of all shards
     manifest: dict[str, Any]
 
 
-def write_shard(transitions: Transitions, path: Path) -> str:
-    """Write one shard by atomic replace; returns the SHA-256 of the file."""
-    columns = {field.name: pa.array(getattr(transitions, field.name), field.type) for field in TRANSITION_SCHEMA}
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(
-        pa.table(columns, schema=TRANSITION_SCHEMA),
-        temporary,
+def shard_files(shard: int) -> tuple[str, str]:
+    """Names of a shard's turns and transitions."""
+    return f"{TURNS}/part-{shard:05d}.parquet", f"{TRANSITIONS}/part-{shard:05d}.parquet"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def encode_transitions(chunks: Iterable[Transitions]) -> bytes:
+    """The Parquet file of a shard's transitions, compressed chunk by chunk."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        TRANSITION_SCHEMA,
         compression="zstd",
         use_dictionary=False,
         column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
-        row_group_size=131_072,
-    )
-    temporary.replace(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    ) as writer:
+        for chunk in chunks:
+            columns = [pa.array(getattr(chunk, field.name), field.type) for field in TRANSITION_SCHEMA]
+            writer.write_table(pa.table(columns, schema=TRANSITION_SCHEMA), row_group_size=ROWS_PER_GROUP)
+    return bytes(sink.getvalue())
 
 
-def write_turns(folder: Path, embedding: NDArray[np.float16], turns: TurnFeatures) -> None:
-    """Write the turn table of N turns."""
+def encode_turns(embedding: NDArray[np.float16], turns: TurnFeatures) -> bytes:
+    """The Parquet file of a shard's N turns; embedding: [N, D]."""
 
     def matrix(values: NDArray[np.float32]) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
@@ -86,78 +99,108 @@ def write_turns(folder: Path, embedding: NDArray[np.float16], turns: TurnFeature
         "history": matrix(turns.history),
         **{name: matrix(getattr(turns.estimates, name)) for name in ESTIMATE_COLUMNS},
     }
-    pq.write_table(pa.table(columns), folder / TURNS, compression="zstd")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    return bytes(sink.getvalue())
 
 
-def write_estimator(folder: Path, estimator: OutcomeEstimator) -> None:
-    np.savez(folder / ESTIMATOR, **estimator.arrays())  # type: ignore[arg-type]  # numpy's stub types **kwds as allow_pickle
+def encode_estimator(estimator: OutcomeEstimator) -> bytes:
+    sink = io.BytesIO()
+    np.savez(sink, **estimator.arrays())  # type: ignore[arg-type]  # numpy's stub types **kwds as allow_pickle
+    return sink.getvalue()
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(folder: Folder, manifest: Mapping[str, Any]) -> None:
     """Finish the dataset: only now does it exist for readers."""
-    temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1) + "\n")
-    temporary.replace(folder / MANIFEST)
+    content = json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1) + "\n"
+    folder.write(MANIFEST, content.encode())
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(location: Location) -> dict[str, Any]:
     """Raises DataError when the folder is no finished dataset of this format."""
-    path = folder / MANIFEST
-    if not path.is_file():
+    folder = Folder.at(location)
+    if not folder.exists(MANIFEST):
         raise DataError(f"{folder}: no finished dataset here (no {MANIFEST}); make one with `seqroute relabel`")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(folder.read(MANIFEST))
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); relabel again") from error
+        raise DataError(f"{folder}/{MANIFEST}: not JSON ({error}); relabel again") from error
     if manifest.get("format_version") != FORMAT_VERSION:
         raise DataError(
-            f"{folder}: dataset format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}"
+            f"{folder}: dataset format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}; "
+            "relabel again"
         )
     return manifest
 
 
-def read_dataset(folder: Path) -> Dataset:
+def read_dataset(location: Location) -> Dataset:
     """Read a finished dataset. Raises DataError naming the file that is missing or damaged."""
-    manifest = read_manifest(folder)
-    with _naming(folder / TURNS):
-        table = pq.read_table(folder / TURNS, columns=["history", *ESTIMATE_COLUMNS])
-    with _naming(folder / ESTIMATOR), np.load(folder / ESTIMATOR, allow_pickle=False) as archive:
-        estimator = OutcomeEstimator.from_arrays(dict(archive))
-
-    def matrix(name: str) -> NDArray[np.float32]:
-        column = table[name].combine_chunks()
-        return np.asarray(column.flatten(), dtype=np.float32).reshape(len(column), -1)
-
+    manifest, folder = read_manifest(location), Folder.at(location)
+    turns, transitions, first_row = [], [], 0
+    for shard in manifest["shards"]:
+        turns.append(read_turns(folder, shard))
+        rows = read_transitions(folder, shard)
+        transitions.append(replace(rows, turn_row=rows.turn_row.astype(np.int64) + first_row))
+        first_row += len(turns[-1])
     return Dataset(
         catalog=Catalog.from_json(manifest["catalog"]),
         embedder=manifest["embedder"],
         layout=StateLayout.from_json(manifest["layout"]),
-        estimator=estimator,
-        turns=TurnFeatures(Estimates(*(matrix(name) for name in ESTIMATE_COLUMNS)), matrix("history")),
-        transitions=read_shards(folder, manifest["shards"]),
+        estimator=read_estimator(folder, manifest["estimator_sha256"]),
+        turns=TurnFeatures.concatenate(turns),
+        transitions=Transitions.concatenate(transitions),
         manifest=manifest,
     )
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turns what reading a missing or cut-off file raises into a DataError that names it."""
+def read_turns(folder: Folder, shard: Mapping[str, Any]) -> TurnFeatures:
+    """The turns of one shard of a manifest. Raises DataError when they are not what the manifest says."""
+
+    def parse(content: bytes) -> TurnFeatures:
+        table = pq.read_table(pa.BufferReader(content), columns=["history", *ESTIMATE_COLUMNS])
+
+        def matrix(name: str) -> NDArray[np.float32]:
+            column = table[name].combine_chunks()
+            return np.asarray(column.flatten(), dtype=np.float32).reshape(len(column), column.type.list_size)
+
+        return TurnFeatures(Estimates(*(matrix(name) for name in ESTIMATE_COLUMNS)), matrix("history"))
+
+    return _checked(folder, shard_files(shard["shard"])[0], shard["turns_sha256"], parse)
+
+
+def read_transitions(folder: Folder, shard: Mapping[str, Any]) -> Transitions:
+    """The transitions of one shard; turn_row counts its own turns. Raises DataError as read_turns."""
+
+    def parse(content: bytes) -> Transitions:
+        table = pq.read_table(pa.BufferReader(content), schema=TRANSITION_SCHEMA)
+        return Transitions(*(table[field.name].to_numpy() for field in fields(Transitions)))
+
+    return _checked(folder, shard_files(shard["shard"])[1], shard["transitions_sha256"], parse)
+
+
+def read_estimator(folder: Folder, checksum: str) -> OutcomeEstimator:
+    """Raises DataError as read_turns."""
+
+    def parse(content: bytes) -> OutcomeEstimator:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return OutcomeEstimator.from_arrays(dict(archive))
+
+    return _checked(folder, ESTIMATOR, checksum, parse)
+
+
+def _checked(folder: Folder, name: str, checksum: str, parse: Callable[[bytes], T]) -> T:
+    """A parsed file of a dataset, if it is the one that the manifest knows."""
     try:
-        yield
-    except (OSError, EOFError, KeyError, ValueError, BadZipFile, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read ({error}); relabel again") from error
+        content = folder.read(name)
+        if sha256(content) != checksum:
+            raise ValueError("its checksum is not the manifest's")
+        return parse(content)
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile, pa.ArrowException) as error:
+        problem = " ".join(str(error).split())
+        raise DataError(f"{folder}/{name}: cannot be read ({problem}); relabel into another folder") from error
 
 
-def read_shards(folder: Path, shards: Sequence[Mapping[str, Any]]) -> Transitions:
-    """All transitions in shard order. Raises DataError when a shard is not what the manifest says."""
-    tables = []
-    for shard in shards:
-        path = folder / SHARDS / shard["name"]
-        with _naming(path):
-            content = path.read_bytes()
-            table = pq.read_table(pa.BufferReader(content), schema=TRANSITION_SCHEMA)
-        if hashlib.sha256(content).hexdigest() != shard["sha256"]:
-            raise DataError(f"{path}: its checksum is not the manifest's; relabel again")
-        tables.append(table)
-    merged = pa.concat_tables(tables)
-    return Transitions(*(merged[field.name].to_numpy() for field in fields(Transitions)))
+def fingerprint(shards: Iterable[Mapping[str, Any]], estimator_sha256: str) -> str:
+    """Short hash of all that training reads."""
+    sums = [estimator_sha256, *(shard[name] for shard in shards for name in ("turns_sha256", "transitions_sha256"))]
+    return sha256("".join(sums).encode())[:16]

@@ -66,6 +66,10 @@ class Estimates:
     def empty(cls, num_rows: int, num_models: int) -> "Estimates":
         return cls(*(np.empty((num_rows, num_models), dtype=np.float32) for _ in fields(cls)))
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["Estimates"]) -> "Estimates":
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
     def put(self, rows: IntArray, other: "Estimates") -> None:
         """Overwrite some rows."""
         for field in fields(self):
@@ -231,18 +235,22 @@ def fold_of(group_id: NDArray[np.str_], num_folds: int) -> IntArray:
     return np.array(digest, dtype=np.int64)[inverse.reshape(-1)]
 
 
-def cross_fitted(sessions: Sessions, config: EstimatorConfig) -> tuple[Estimates, NDArray[np.float32]]:
-    """Estimates and QueryFeatures.summary of the sessions' own turns, each from a fold that did not see its group."""
-    models = cross_fit(observe(sessions), config, sessions.catalog.names)
-    fold = fold_of(sessions.group_id, config.num_folds)
+def held_out(models: Sequence[OutcomeEstimator], sessions: Sessions) -> tuple[Estimates, NDArray[np.float32]]:
+    """Estimates and QueryFeatures.summary of N turns, each by the one of `cross_fit` that did not see its group."""
+    fold = fold_of(sessions.group_id, len(models))
     estimates = Estimates.empty(len(fold), len(sessions.catalog))
     summary = np.empty((len(fold), models[0].features.summary_width), dtype=np.float32)
-    for held_out, model in enumerate(models):
-        rows = np.flatnonzero(fold == held_out)
+    for left_out, model in enumerate(models):
+        rows = np.flatnonzero(fold == left_out)
         queries = sessions.queries.take(rows)
         summary[rows] = model.features.summary(queries)
         estimates.put(rows, model.predict_from(summary[rows], queries, sessions.catalog))
     return estimates, summary
+
+
+def cross_fitted(sessions: Sessions, config: EstimatorConfig) -> tuple[Estimates, NDArray[np.float32]]:
+    """`held_out` of the sessions that the estimators are fitted on."""
+    return held_out(cross_fit(observe(sessions), config, sessions.catalog.names), sessions)
 
 
 def _subset(seen: Observations, mask: BoolArray) -> Observations:

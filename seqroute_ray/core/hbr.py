@@ -4,8 +4,7 @@ The budget is book-keeping: it depends on nothing but recorded costs, so a path'
 by subtraction. Source: SeqRoute, arXiv:2605.25424. Pure numpy; integers, so that no result depends on a batch split.
 """
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -15,38 +14,48 @@ from numpy.typing import NDArray
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.money import to_nusd
+from seqroute_ray.core.random_bits import Bits, bits, text_keys, uniform
 from seqroute_ray.core.sessions import Sessions
 
 PathKind = Literal["logged", "sampled", "all"]
+MAX_CELLS = 2_000_000  # of (session, path, budget, turn) replayed at once: bounds memory
+_MIXTURE, _ACTIONS, _BUDGETS = range(3)  # what a path's random numbers are drawn for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HbrConfig:
     """Which paths are replayed, and under which budgets."""
 
-    paths: PathKind = "logged"  # sampled and all need `outcomes` of every model in the logs
-    num_paths: int = 8  # action paths a session, for paths=sampled
-    path_concentration: float = 0.5  # Dirichlet parameter of a sampled path's mixture of models; large is uniform
-    max_paths: int = 4096  # a session with more paths than this is an error for paths=all
-    budgets_usd: tuple[float, ...] = ()  # the same budgets for every path; else num_budgets are drawn
-    num_budgets: int = 7  # budgets drawn a path, stratified and log-uniform
+    # The logged path; or, in sessions with the outcomes of every model, sampled paths or all of them up to max_paths
+    # (sampled ones beyond). Other sessions keep their logged path.
+    paths: PathKind = "logged"
+    num_paths: int = 8  # sampled paths a session
+    max_paths: int = 4096  # a session with more paths than this gets sampled ones for paths=all
+    budgets_usd: tuple[float, ...] = ()  # the same budgets for every path, in USD
+    budget_multiples: tuple[float, ...] = ()  # the same for every path, as multiples of the pool's reference cost
+    num_budgets: int = 7  # without either: so many drawn for each path, stratified and log-uniform
     min_budget: float = 0.01  # lowest drawn budget, as a multiple of the pool's reference cost
     max_budget: float = 1.5  # highest drawn budget, as a multiple of the pool's reference cost
     bankruptcy_penalty: float = 2.0  # minus the reward of a turn that does not fit, in turns of full quality; > 0
     seed: int = 0  # of sampled paths and drawn budgets
 
     def __post_init__(self) -> None:
-        if any(not budget > 0 for budget in self.budgets_usd):
-            raise ConfigError(f"budgets_usd must be > 0, got {self.budgets_usd}")
+        for name in ("budgets_usd", "budget_multiples"):
+            if any(not budget > 0 for budget in getattr(self, name)):
+                raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.budgets_usd and self.budget_multiples:
+            raise ConfigError("budgets are given in USD or as multiples of the reference cost, got both; leave one out")
         if not 0 < self.min_budget < self.max_budget:
             raise ConfigError(f"budgets need 0 < min_budget < max_budget, got {self.min_budget} and {self.max_budget}")
         for name in ("num_paths", "max_paths", "num_budgets"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.path_concentration > 0:
-            raise ConfigError(f"path_concentration must be > 0, got {self.path_concentration}")
         if not self.bankruptcy_penalty > 0:
             raise ConfigError(f"bankruptcy_penalty must be > 0, got {self.bankruptcy_penalty}")
+
+    def given_budgets_usd(self, reference_cost_usd: float) -> tuple[float, ...]:
+        """The budgets that every path gets; none where they are drawn."""
+        return self.budgets_usd or tuple(multiple * reference_cost_usd for multiple in self.budget_multiples)
 
 
 @dataclass(frozen=True)
@@ -73,116 +82,130 @@ class Transitions:
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
-def relabel(sessions: Sessions, first_turn_row: int, reference_cost_usd: float, config: HbrConfig) -> Transitions:
+def relabel(sessions: Sessions, reference_cost_usd: float, config: HbrConfig) -> Transitions:
     """Replay the paths of each session under each budget.
 
-    first_turn_row: the turn table's row of the first session's first turn. Returns up to S * P * B * T rows in the
-    order session, path, budget, turn. A judged turn is a transition; a turn without a judgement keeps its cost and is
-    left out, unless it bankrupts.
+    Returns up to S * P * B * T rows in the order session, path, budget, turn; turn_row counts the turns of `sessions`.
+    A judged turn is a transition; a turn without a judgement keeps its cost and is left out, unless it bankrupts.
     """
-    parts = []
-    for length in np.unique(sessions.num_turns):
-        index = np.flatnonzero(sessions.num_turns == length)
-        parts.append((index, _relabel_equal_length(sessions, index, int(length), reference_cost_usd, config)))
-    session = np.concatenate([np.repeat(index, counts) for index, (counts, _) in parts])
-    merged = Transitions.concatenate([rows for _, (_, rows) in parts])
-    order = np.argsort(session, kind="stable")
-    ordered = merged.take(order)
-    ordered.turn_row[:] += first_turn_row
-    return ordered
+    return Transitions.concatenate(list(relabel_in_chunks(sessions, reference_cost_usd, config)))
 
 
-def _relabel_equal_length(
-    sessions: Sessions, index: IntArray, length: int, reference_cost_usd: float, config: HbrConfig
+def relabel_in_chunks(sessions: Sessions, reference_cost_usd: float, config: HbrConfig) -> Iterator[Transitions]:
+    """The rows of `relabel`, of some sessions at a time: no more than MAX_CELLS are in memory, if one fits in."""
+    kind, num_paths = paths_kind(sessions, config)
+    num_budgets = len(config.given_budgets_usd(reference_cost_usd)) or config.num_budgets
+    cells = np.cumsum(num_paths * num_budgets * sessions.num_turns)
+    chunk = cells // MAX_CELLS
+    for index in np.split(np.arange(sessions.num_sessions), np.flatnonzero(np.diff(chunk)) + 1):
+        yield _relabel_chunk(sessions, index, kind[index], reference_cost_usd, config)
+
+
+def paths_kind(sessions: Sessions, config: HbrConfig) -> tuple[NDArray[np.str_], IntArray]:
+    """[S] which paths each session gets (see HbrConfig.paths), and how many."""
+    kind = np.where(sessions.is_tree, config.paths, "logged")
+    # K ** T in floating point: exact far beyond any max_paths
+    num_all = float(len(sessions.catalog)) ** np.minimum(sessions.num_turns, 64)
+    kind = np.where((kind == "all") & (num_all > config.max_paths), "sampled", kind)
+    num_paths = np.select([kind == "all", kind == "sampled"], [num_all, config.num_paths], 1)
+    return kind, num_paths.astype(np.int64)
+
+
+def _relabel_chunk(
+    sessions: Sessions, index: IntArray, kind: NDArray[np.str_], reference_cost_usd: float, config: HbrConfig
+) -> Transitions:
+    """Transitions of the sessions at `index`: those of one length and kind at once, then put in order."""
+    counts, parts = [], []
+    length = sessions.num_turns[index]
+    for paths, num_turns in sorted(set(zip(kind.tolist(), length.tolist(), strict=True))):
+        alike = index[(kind == paths) & (length == num_turns)]
+        count, rows = _relabel_alike(sessions, alike, paths, num_turns, reference_cost_usd, config)
+        counts.append(np.repeat(alike, count))
+        parts.append(rows)
+    merged = Transitions.concatenate(parts)
+    return merged if len(parts) == 1 else merged.take(np.argsort(np.concatenate(counts), kind="stable"))
+
+
+def _relabel_alike(
+    sessions: Sessions, index: IntArray, kind: str, length: int, reference_cost_usd: float, config: HbrConfig
 ) -> tuple[IntArray, Transitions]:
-    """Transitions of the sessions at `index`, all of `length` turns, and how many each of them gave."""
+    """Transitions of sessions of one length and kind of paths, and how many each of them gave."""
     turn_rows = sessions.offsets[index][:, None] + np.arange(length)  # [S, T]
-    actions = paths_of(sessions, index, length, config)  # [S, P, T]
-    cost_nusd, quality = outcomes_of(sessions, turn_rows, actions, config)  # [S, P, T]
-    budgets_nusd = np.stack(
-        [budgets_of(str(sessions.session_id[s]), actions.shape[1], reference_cost_usd, config) for s in index]
-    )  # [S, P, B]
+    keys = text_keys(config.seed, sessions.session_id[index].tolist())
+    actions = paths_of(sessions, turn_rows, keys, kind, config)  # [S, P, T]
+    cost_nusd, quality = outcomes_of(sessions, turn_rows, actions, kind)  # [S, P, T]
+    budgets_nusd = budgets_of(keys, actions.shape[1], reference_cost_usd, config)  # [S, P, B]
     spent_before = np.cumsum(cost_nusd, axis=2) - cost_nusd
     remaining = budgets_nusd[:, :, :, None] - spent_before[:, :, None, :]  # [S, P, B, T]
-    cost = np.broadcast_to(cost_nusd[:, :, None, :], remaining.shape)
-    bankrupt = cost > remaining
-    reached: BoolArray = np.cumsum(bankrupt, axis=3) - bankrupt == 0  # no earlier turn went bankrupt
-    reward = np.where(bankrupt, -config.bankruptcy_penalty, quality[:, :, None, :])
-    keep = reached & np.isfinite(reward)
-    last = np.arange(length) == length - 1
-
-    def column(values: NDArray[Any]) -> NDArray[Any]:
-        return np.broadcast_to(values, remaining.shape)[keep]
-
+    bankrupt = cost_nusd[:, :, None, :] > remaining
+    # Costs are not negative: what remains is negative exactly from the turn after the bankrupting one on.
+    keep: BoolArray = (remaining >= 0) & (bankrupt | np.isfinite(quality)[:, :, None, :])
+    at = np.flatnonzero(keep)
+    path, turn = at // (keep.shape[2] * length), at % length  # [M] path: of S * P
+    bankrupt = bankrupt.reshape(-1)[at]
+    step = path * length + turn
     rows = Transitions(
-        turn_row=column(turn_rows[:, None, None, :]),
-        turn=column(np.arange(length)),
-        action=column(actions[:, :, None, :]),
-        remaining_nusd=remaining[keep],
-        cost_nusd=cost[keep],
-        reward=reward[keep].astype(np.float32),
-        terminated=(bankrupt | last)[keep],
-        bankrupt=bankrupt[keep],
+        turn_row=turn_rows[path // actions.shape[1], turn],
+        turn=turn,
+        action=actions.reshape(-1)[step],
+        remaining_nusd=remaining.reshape(-1)[at],
+        cost_nusd=cost_nusd.reshape(-1)[step],
+        reward=np.where(bankrupt, np.float32(-config.bankruptcy_penalty), quality.reshape(-1)[step]),
+        terminated=bankrupt | (turn == length - 1),
+        bankrupt=bankrupt,
     )
-    return keep.sum(axis=(1, 2, 3)), rows
+    return np.count_nonzero(keep.reshape(len(index), -1), axis=1), rows
 
 
-def _rng(config: HbrConfig, session_id: str, purpose: str) -> np.random.Generator:
-    """Random numbers of one session: the same whichever worker, batch or order it is in."""
-    digest = hashlib.sha256(f"{config.seed}/{purpose}/{session_id}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+def paths_of(sessions: Sessions, turn_rows: IntArray, keys: Bits, kind: str, config: HbrConfig) -> IntArray:
+    """[S, P, T] action paths of sessions of one length, by their turns' rows [S, T] and keys [S]."""
+    num_models, length = len(sessions.catalog), turn_rows.shape[1]
+    if kind == "logged":
+        return np.asarray(sessions.action[turn_rows][:, None, :])
+    if kind == "sampled":
+        return sample_paths(keys, num_models, length, config.num_paths)
+    every = np.stack(np.unravel_index(np.arange(num_models**length), (num_models,) * length), axis=1)
+    return np.ascontiguousarray(np.broadcast_to(every, (len(turn_rows), *every.shape)))
 
 
-def paths_of(sessions: Sessions, index: IntArray, length: int, config: HbrConfig) -> IntArray:
-    """[S, P, T] action paths of sessions of one length. Raises ConfigError when all paths are too many."""
-    num_models = len(sessions.catalog)
-    if config.paths == "logged":
-        rows = sessions.offsets[index][:, None] + np.arange(length)
-        return np.asarray(sessions.action[rows][:, None, :])
-    if config.paths == "sampled":
-        return np.stack(
-            [
-                sample_paths(_rng(config, str(sessions.session_id[s]), "paths"), num_models, length, config)
-                for s in index
-            ]
-        )
-    num_paths = num_models**length
-    if num_paths > config.max_paths:
-        raise ConfigError(
-            f"session {str(sessions.session_id[index[0]])!r} has {num_models}^{length} = {num_paths} paths, more than "
-            f"max_paths {config.max_paths}; use paths=sampled or raise max_paths"
-        )
-    every = np.stack(np.unravel_index(np.arange(num_paths), (num_models,) * length), axis=1)
-    return np.broadcast_to(every, (len(index), num_paths, length))
+def _path_keys(keys: Bits, num_paths: int, purpose: int) -> Bits:
+    """[S, P, 1] path k's key depends on the session and k alone."""
+    return bits(bits(keys[:, None], np.arange(num_paths)), purpose)[:, :, None]
 
 
-def sample_paths(rng: np.random.Generator, num_models: int, length: int, config: HbrConfig) -> IntArray:
-    """[P, T] paths; each draws its own mixture of models, so that thrifty sessions are seen to their end.
+def sample_paths(keys: Bits, num_models: int, length: int, num_paths: int) -> IntArray:
+    """[S, P, T] paths; each draws its own mixture of models, so that thrifty sessions are seen to their end.
 
-    With one uniform mixture hardly any path lives through its later turns under a small budget.
+    With one uniform mixture hardly any path lives through its later turns under a small budget. The mixtures are
+    Dirichlet(1/2): squares of independent normals, divided by their sum.
     """
-    mixture = rng.dirichlet(np.full(num_models, config.path_concentration), size=config.num_paths)
-    uniform = rng.random((config.num_paths, length))
-    drawn = (uniform[:, :, None] > np.cumsum(mixture, axis=1)[:, None, :]).sum(axis=2)
-    return np.asarray(np.minimum(drawn, num_models - 1))
+    u = uniform(_path_keys(keys, num_paths, _MIXTURE), np.arange(2 * num_models))
+    squares = -np.log1p(-u[..., :num_models]) * np.cos(2 * np.pi * u[..., num_models:]) ** 2
+    levels = np.cumsum(squares, axis=2)
+    drawn = uniform(_path_keys(keys, num_paths, _ACTIONS), np.arange(length)) * levels[:, :, -1:]
+    actions = np.zeros(drawn.shape, dtype=np.int64)
+    for model in range(num_models - 1):
+        actions += drawn >= levels[:, :, model, None]
+    return actions
 
 
 def outcomes_of(
-    sessions: Sessions, turn_rows: IntArray, actions: IntArray, config: HbrConfig
+    sessions: Sessions, turn_rows: IntArray, actions: IntArray, kind: str
 ) -> tuple[IntArray, NDArray[np.float32]]:
     """Cost [S, P, T] in nano-dollars and quality of taking `actions` at `turn_rows` [S, T]."""
-    if config.paths == "logged":
+    if kind == "logged":
         return sessions.cost_nusd[turn_rows][:, None, :], sessions.quality[turn_rows][:, None, :]
-    rows = np.broadcast_to(turn_rows[:, None, :], actions.shape)
+    rows = turn_rows[:, None, :]
     return sessions.outcome_cost_nusd[rows, actions], sessions.outcome_quality[rows, actions]
 
 
-def budgets_of(session_id: str, num_paths: int, reference_cost_usd: float, config: HbrConfig) -> IntArray:
-    """[P, B] budgets: the given ones, or one draw from each of B equal log-intervals."""
-    if config.budgets_usd:
-        return np.broadcast_to(to_nusd(np.array(config.budgets_usd)), (num_paths, len(config.budgets_usd)))
-    rng = _rng(config, session_id, "budgets")
-    position = (np.arange(config.num_budgets) + rng.random((num_paths, config.num_budgets))) / config.num_budgets
+def budgets_of(keys: Bits, num_paths: int, reference_cost_usd: float, config: HbrConfig) -> IntArray:
+    """[S, P, B] budgets: the given ones, or one draw from each of B equal log-intervals."""
+    given: Any = config.given_budgets_usd(reference_cost_usd)
+    if given:
+        return np.broadcast_to(to_nusd(np.array(given)), (len(keys), num_paths, len(given)))
+    interval = np.arange(config.num_budgets)
+    position = (interval + uniform(_path_keys(keys, num_paths, _BUDGETS), interval)) / config.num_budgets
     low, high = np.log(config.min_budget), np.log(config.max_budget)
     multiple: FloatArray = np.exp(low + position * (high - low))
     return to_nusd(multiple * reference_cost_usd)

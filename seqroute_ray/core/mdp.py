@@ -9,7 +9,7 @@ Reward  the turn's quality, or minus `bankruptcy_penalty` when its cost exceeds 
 End     the last turn, or bankruptcy: the session is cut there, the turn's quality counts 0 and its cost is not spent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,6 +80,11 @@ class TurnFeatures:
 
     def take(self, rows: IntArray) -> "TurnFeatures":
         return TurnFeatures(self.estimates.take(rows), self.history[rows])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["TurnFeatures"]) -> "TurnFeatures":
+        estimates = Estimates.concatenate([part.estimates for part in parts])
+        return cls(estimates, np.concatenate([part.history for part in parts]))
 
 
 def reference_cost_usd(cost_usd: FloatArray, action: IntArray, num_models: int) -> float:

@@ -5,7 +5,8 @@ says by itself what its actions and vectors mean.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.money import to_usd
 from seqroute_ray.core.queries import Queries
+from seqroute_ray.core.storage import Location, resolve
 
 SESSIONS_PER_ROW_GROUP = 512  # a row group is the unit of work of relabeling
 FORMAT_VERSION = 2
@@ -67,9 +69,17 @@ class Sessions:
         return Queries(self.embedding, self.source, self.prompt_tokens)
 
     @property
+    def is_tree(self) -> BoolArray:
+        """[S] True where every model's cost and quality is known for every turn: any path can be replayed."""
+        known = ((self.outcome_cost_nusd >= 0) & np.isfinite(self.outcome_quality)).all(axis=1)
+        if not len(self.session_id):
+            return np.zeros(0, dtype=np.bool_)
+        return np.logical_and.reduceat(known, self.offsets[:-1])
+
+    @property
     def has_outcomes(self) -> bool:
-        """True when every model's cost and quality is known for every turn: any path can be replayed."""
-        return bool((self.outcome_cost_nusd >= 0).all() and np.isfinite(self.outcome_quality).all())
+        """True when any path can be replayed in every session."""
+        return bool(self.is_tree.all())
 
     def take(self, which: IntArray | BoolArray) -> "Sessions":
         """The sub-set of sessions given by index or mask, in that order."""
@@ -85,6 +95,19 @@ class Sessions:
             part=self.part[index],
             offsets=offsets,
             **turn_columns,
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Sessions"]) -> "Sessions":
+        """One after the other; they share the first one's catalog and embedder."""
+        ends = np.cumsum([part.offsets[-1] for part in parts])
+        offsets = [part.offsets[1:] + end - part.offsets[-1] for part, end in zip(parts, ends, strict=True)]
+        columns = ("session_id", "part", *_TURN_COLUMNS)
+        return cls(
+            catalog=parts[0].catalog,
+            embedder=parts[0].embedder,
+            offsets=np.concatenate([[0], *offsets]),
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns},
         )
 
     def of_part(self, part: str) -> "Sessions":
@@ -210,13 +233,21 @@ def write_sessions(sessions: Sessions, path: Path) -> None:
     pq.write_table(to_table(sessions), path, compression="zstd", row_group_size=SESSIONS_PER_ROW_GROUP)
 
 
-def read_sessions(path: Path, row_groups: Sequence[int] | None = None) -> Sessions:
-    """Read a session file, or some of its row groups. Raises DataError naming the file."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such session file; make one with `seqroute import`")
+@contextmanager
+def open_sessions(location: Location) -> Iterator[pq.ParquetFile]:
+    """A session file, to read it group by group. Raises DataError naming the file, also for what is read from it."""
+    filesystem, path = resolve(location)
     try:
-        file = pq.ParquetFile(path)
+        with filesystem.open_input_file(path) as source:
+            yield pq.ParquetFile(source)
+    except FileNotFoundError as error:
+        raise DataError(f"{location}: no such session file; make one with `seqroute import`") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{location}: not a readable Parquet file: {' '.join(str(error).split())}") from error
+
+
+def read_sessions(location: Location, row_groups: Sequence[int] | None = None) -> Sessions:
+    """Read a session file, or some of its row groups. Raises DataError naming the file."""
+    with open_sessions(location) as file:
         table = file.read() if row_groups is None else file.read_row_groups(list(row_groups))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
-    return from_table(table, str(path))
+    return from_table(table, str(location))

@@ -1,46 +1,55 @@
-"""Hindsight budget relabeling on Ray Data: sessions in, a training dataset out.
+"""Hindsight budget relabeling as a job: a session file in, a training dataset out.
 
-The driver fits the outcome estimator and writes the turn table; Ray Data's workers each relabel one row group of
-sessions at a time and write its shard. Shards are cut by session count, so no result depends on the number of workers.
+1. Scan the session file for its totals; fit the outcome estimator on a sample of its sessions.
+2. Relabel every row group into a shard: on Ray Data's workers, or in this process. A shard is a pure function of its
+   sessions, so the dataset is the same whoever did the work. A shard that is done has a receipt with its checksums: a
+   run that was killed goes on where it was.
+3. Write the manifest. Only now is it a dataset.
 """
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
 
 from seqroute_ray.core import dataset as ds
-from seqroute_ray.core.errors import DataError
-from seqroute_ray.core.estimator import EstimatorConfig, cross_fitted, fit_estimator, observe
-from seqroute_ray.core.hbr import HbrConfig, relabel
-from seqroute_ray.core.mdp import (
-    StateLayout,
-    TurnFeatures,
-    expected_turns_left,
-    reference_cost_usd,
-    running_mean,
-)
-from seqroute_ray.core.money import to_usd
-from seqroute_ray.core.sessions import Sessions, read_sessions, write_sessions
+from seqroute_ray.core.errors import ConfigError, DataError
+from seqroute_ray.core.estimator import EstimatorConfig, OutcomeEstimator, cross_fit, fit_estimator, held_out, observe
+from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel_in_chunks
+from seqroute_ray.core.mdp import StateLayout, TurnFeatures, running_mean
+from seqroute_ray.core.sessions import Sessions
+from seqroute_ray.core.storage import Folder, Location
+from seqroute_ray.data.runners import WORKER, Row, RunnerName, Task, Work, run
+from seqroute_ray.data.session_file import SessionFile
 
 logger = logging.getLogger(__name__)
-FIT_SESSIONS = "sessions.parquet"  # in the dataset: the sessions it was made of
-Progress = Callable[[int, int], None]  # (shards done, shards in all)
+RECEIPTS = "receipts"
+MAX_TRIES = 3  # of a shard whose worker dies, before its sessions are tried one by one
+NAMED = 5  # bad sessions that an error names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelabelConfig:
     """From a session file to a dataset. Each field is a flag of `seqroute relabel`."""
 
-    sessions: Path  # session Parquet; its fit part is used, or all of it when it names no parts
-    out: Path  # folder of the dataset; must not hold one yet
+    sessions: Location  # session Parquet, a path or URI; its fit part is used, or all of it when it names no parts
+    out: Location  # folder of the dataset, a path or URI; an unfinished run of the same settings there goes on
     hbr: HbrConfig = field(default_factory=HbrConfig)
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    max_fit_sessions: int = 10_000  # sessions that the estimator is fitted on, at random; bounds the driver's memory
+    runner: RunnerName = "ray"  # local: in this process, without Ray
+    max_bad_share: float = 0.0  # of sessions that may be left out because they crash every worker that relabels them
+
+    def __post_init__(self) -> None:
+        if self.max_fit_sessions < 1:
+            raise ConfigError(f"max_fit_sessions must be at least 1, got {self.max_fit_sessions}")
+        if not 0.0 <= self.max_bad_share < 1.0:
+            raise ConfigError(f"max_bad_share must be in [0, 1), got {self.max_bad_share}")
 
 
 @dataclass(frozen=True)
@@ -51,111 +60,263 @@ class RelabelReport:
     num_turns: int
     num_transitions: int
     num_bankrupt: int
-    num_workers: int  # distinct Ray workers that relabeled at least one shard
+    num_quarantined: int  # sessions left out, named in the manifest
+    num_shards: int
+    num_resumed: int  # shards that were there already
+    num_workers: int  # distinct workers that relabeled at least one shard
     data_fingerprint: str
     out: str
+    runner: str
 
 
-def relabel_sessions(config: RelabelConfig, progress: Progress = lambda _done, _total: None) -> RelabelReport:
-    """Make the dataset. Ray must be initialised. Raises DataError, ConfigError."""
-    if (config.out / ds.MANIFEST).exists():
-        raise DataError(f"{config.out}: holds a finished dataset already; choose another folder or delete it")
-    sessions = read_sessions(config.sessions).of_part("fit")
-    if config.hbr.paths != "logged" and not sessions.has_outcomes:
+@dataclass(frozen=True)
+class Done:
+    """Progress, in shards, sessions and transitions."""
+
+    shards: int
+    num_shards: int
+    sessions: int
+    num_sessions: int
+    transitions: int
+
+
+Progress = Callable[[Done], None]
+
+
+def relabel_sessions(config: RelabelConfig, progress: Progress = lambda _done: None) -> RelabelReport:
+    """Make the dataset, or find it made. Ray must be initialised for runner=ray. Raises DataError, ConfigError."""
+    folder = Folder.at(config.out)
+    sessions = SessionFile.scan(config.sessions)
+    key = _key(config, sessions)
+    if folder.exists(ds.MANIFEST):
+        manifest = ds.read_manifest(config.out)
+        if manifest["key"] != key:
+            raise DataError(f"{config.out}: holds a finished dataset of other settings; choose another folder")
+        return _report(manifest, config, num_resumed=len(manifest["shards"]), num_workers=0)
+    if config.hbr.paths != "logged" and not sessions.has_a_tree():
         raise DataError(
-            f"{config.sessions}: paths={config.hbr.paths} needs every model's outcome of every turn; use paths=logged"
+            f"{config.sessions}: paths={config.hbr.paths} needs sessions with every model's outcome of every turn; "
+            "there is none; use paths=logged"
         )
-    (config.out / ds.SHARDS).mkdir(parents=True, exist_ok=True)
-    write_sessions(sessions, config.out / FIT_SESSIONS)
-    layout = write_turn_table(sessions, config)
-    shards = relabel_shards(config, layout.reference_cost_usd, progress)
-    fingerprint = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
-    totals = {name: sum(shard[name] for shard in shards) for name in ("num_transitions", "num_bankrupt")}
+    shards = Shards.prepare(config, sessions, key)
+    done, quarantined = run_shards(shards, config, sessions, progress)
+    receipts = [{name: row[name] for name in SHARD_FIELDS} for row in done]
+    totals = {name: sum(row[name] for row in receipts) for name in COUNTS}
     manifest = {
         "catalog": sessions.catalog.to_json(),
         "embedder": sessions.embedder,
-        "layout": layout.to_json(),
+        "layout": shards.layout.to_json(),
         "configs": {"hbr": asdict(config.hbr), "estimator": asdict(config.estimator)},
-        "num_sessions": sessions.num_sessions,
-        "num_turns": len(sessions.action),
+        "key": key,
         **totals,
-        "mean_cost_usd": mean_cost_usd(sessions),
-        "shards": [{k: shard[k] for k in ("name", "num_transitions", "num_bankrupt", "sha256")} for shard in shards],
-        "data_fingerprint": fingerprint,
+        "quarantined": quarantined,
+        "mean_cost_usd": sessions.mean_cost_usd.tolist(),
+        "estimator_sha256": shards.estimator_sha256,
+        "shards": receipts,
+        "data_fingerprint": ds.fingerprint(receipts, shards.estimator_sha256),
     }
-    ds.write_manifest(config.out, manifest)
+    ds.write_manifest(folder, manifest)
+    _tidy(folder, receipts)
     logger.info("event=relabeled num_transitions=%d out=%s", totals["num_transitions"], config.out)
-    return RelabelReport(
-        num_sessions=sessions.num_sessions,
-        num_turns=len(sessions.action),
-        num_workers=len({shard["worker"] for shard in shards}),
-        data_fingerprint=fingerprint,
-        out=str(config.out),
-        **totals,
-    )
+    resumed = sum(row["resumed"] for row in done)
+    workers = {row[WORKER] for row in done if not row["resumed"]}
+    return _report(manifest, config, num_resumed=resumed, num_workers=len(workers))
 
 
-def mean_cost_usd(sessions: Sessions) -> list[float]:
-    """[K] mean logged turn cost of each model."""
-    num_models = len(sessions.catalog)
-    total = np.bincount(sessions.action, weights=to_usd(sessions.cost_nusd), minlength=num_models)
-    return [float(x) for x in total / np.maximum(np.bincount(sessions.action, minlength=num_models), 1)]
-
-
-def write_turn_table(sessions: Sessions, config: RelabelConfig) -> StateLayout:
-    """Fit the estimator, write it and the turns' cross-fitted features; returns the state layout."""
-    estimates, summary = cross_fitted(sessions, config.estimator)
-    layout = StateLayout(
-        num_models=len(sessions.catalog),
-        summary_width=summary.shape[1],
-        reference_cost_usd=reference_cost_usd(to_usd(sessions.cost_nusd), sessions.action, len(sessions.catalog)),
-        expected_turns_left=expected_turns_left(sessions.num_turns),
-    )
-    ds.write_turns(config.out, sessions.embedding, TurnFeatures(estimates, running_mean(summary, sessions.offsets)))
-    ds.write_estimator(config.out, fit_estimator(observe(sessions), config.estimator, sessions.catalog.names))
-    return layout
-
-
-def relabel_shards(config: RelabelConfig, reference_usd: float, progress: Progress) -> list[dict[str, Any]]:
-    """Relabel every row group of the session file on Ray Data; one description a shard, in order."""
-    import ray
-
-    ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` tells the caller
-    logging.getLogger("ray.data._internal").setLevel(logging.ERROR)  # plans and progress, for developers of Ray
-    tasks = shard_tasks(config.out / FIT_SESSIONS)
-
-    def work(task: dict[str, Any]) -> dict[str, Any]:
-        return relabel_shard(config, reference_usd, task)
-
-    done = []
-    for shard in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(work).iter_rows():
-        done.append(shard)
-        progress(len(done), len(tasks))
-    return sorted(done, key=lambda shard: int(shard["shard"]))
-
-
-def shard_tasks(path: Path) -> list[dict[str, int]]:
-    """One task a row group: its number and the turn row of its first turn."""
-    file, tasks, first_turn_row = pq.ParquetFile(path), [], 0
-    for shard in range(file.num_row_groups):
-        tasks.append({"shard": shard, "first_turn_row": first_turn_row})
-        lists = file.read_row_group(shard, columns=["action"])["action"]
-        first_turn_row += sum(len(chunk.flatten()) for chunk in lists.chunks)
-    return tasks
-
-
-def relabel_shard(config: RelabelConfig, reference_usd: float, task: dict[str, Any]) -> dict[str, Any]:
-    """One Ray Data row: read the sessions, relabel, write the shard, describe it."""
-    import ray
-
-    sessions = read_sessions(config.out / FIT_SESSIONS, [task["shard"]])
-    transitions = relabel(sessions, task["first_turn_row"], reference_usd, config.hbr)
-    name = f"part-{task['shard']:05d}.parquet"
-    return {
-        "shard": task["shard"],
-        "name": name,
-        "num_transitions": len(transitions),
-        "num_bankrupt": int(transitions.bankrupt.sum()),
-        "sha256": ds.write_shard(transitions, config.out / ds.SHARDS / name),
-        "worker": ray.get_runtime_context().get_worker_id(),
+def _key(config: RelabelConfig, sessions: SessionFile) -> str:
+    """What the dataset is made of: the same key, the same dataset."""
+    settings = {
+        "format": ds.FORMAT_VERSION,
+        "hbr": asdict(config.hbr),
+        "estimator": asdict(config.estimator),
+        "max_fit_sessions": config.max_fit_sessions,
+        "sessions": sessions.sha256,
     }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _report(manifest: dict[str, Any], config: RelabelConfig, num_resumed: int, num_workers: int) -> RelabelReport:
+    return RelabelReport(
+        **{name: manifest[name] for name in COUNTS},
+        num_quarantined=len(manifest["quarantined"]),
+        num_shards=len(manifest["shards"]),
+        num_resumed=num_resumed,
+        num_workers=num_workers,
+        data_fingerprint=manifest["data_fingerprint"],
+        out=str(config.out),
+        runner=config.runner,
+    )
+
+
+def _tidy(folder: Folder, receipts: Sequence[Row]) -> None:
+    """Delete what a finished dataset has no use for: receipts, and shards of an earlier run of other settings."""
+    wanted = {name for row in receipts for name in ds.shard_files(row["shard"])}
+    for name in folder.names():
+        if name.split("/")[0] in (RECEIPTS, ds.TURNS, ds.TRANSITIONS) and name not in wanted:
+            folder.delete(name)
+
+
+COUNTS = ("num_sessions", "num_turns", "num_transitions", "num_bankrupt")
+SHARD_FIELDS = ("shard", *COUNTS, "turns_sha256", "transitions_sha256")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The work on one shard: what every worker needs to know. Picklable."""
+
+    folder: Folder
+    sessions: SessionFile
+    hbr: HbrConfig
+    layout: StateLayout
+    models: tuple[OutcomeEstimator, ...]  # one a fold
+    estimator_sha256: str
+    key: str  # of the settings and of the estimators
+
+    @classmethod
+    def prepare(cls, config: RelabelConfig, sessions: SessionFile, key: str) -> "Shards":
+        """Fit the estimators and write the one that serving will use."""
+        folder = Folder.at(config.out)
+        # One thread: sums of floats depend on how they are split, and several are slower on these small matrices.
+        with threadpool_limits(1, "blas"):
+            seen = observe(sessions.sample(config.max_fit_sessions))
+            models = cross_fit(seen, config.estimator, sessions.catalog.names)
+            estimator = ds.encode_estimator(fit_estimator(seen, config.estimator, sessions.catalog.names))
+        layout = StateLayout(
+            num_models=len(sessions.catalog),
+            summary_width=models[0].features.summary_width,
+            reference_cost_usd=sessions.reference_cost_usd,
+            expected_turns_left=sessions.expected_turns_left,
+        )
+        folder.write(ds.ESTIMATOR, estimator)
+        sums = [ds.sha256(ds.encode_estimator(model)) for model in models]
+        return cls(
+            folder=folder,
+            sessions=sessions,
+            hbr=config.hbr,
+            layout=layout,
+            models=tuple(models),
+            estimator_sha256=ds.sha256(estimator),
+            key=ds.sha256("".join([key, *sums]).encode())[:16],
+        )
+
+    def features(self, sessions: Sessions) -> TurnFeatures:
+        """Of the sessions' turns, each estimated by a fold that did not see its group."""
+        with threadpool_limits(1, "blas"):
+            estimates, summary = held_out(self.models, sessions)
+        return TurnFeatures(estimates, running_mean(summary, sessions.offsets))
+
+    def write(self, task: Task) -> Row:
+        """Relabel one shard, or find it done: its files, then its receipt."""
+        receipt = f"{RECEIPTS}/part-{task['shard']:05d}.json"
+        terms = {"key": self.key, "left_out": task.get("left_out", [])}
+        found = self._receipt(receipt, terms)
+        if found is not None:
+            return {**found, "resumed": True}
+        sessions = self.sessions.read(task["shard"])
+        sessions = sessions.take(~np.isin(sessions.session_id, terms["left_out"]))
+        turns = ds.encode_turns(sessions.embedding, self.features(sessions))
+        counts = Counts()
+        chunks = relabel_in_chunks(sessions, self.layout.reference_cost_usd, self.hbr)
+        transitions = ds.encode_transitions(counts.of(chunks))
+        row = {
+            "shard": task["shard"],
+            "num_sessions": sessions.num_sessions,
+            "num_turns": len(sessions.action),
+            "num_transitions": counts.num_transitions,
+            "num_bankrupt": counts.num_bankrupt,
+            "turns_sha256": ds.sha256(turns),
+            "transitions_sha256": ds.sha256(transitions),
+        }
+        for name, content in zip(ds.shard_files(task["shard"]), (turns, transitions), strict=True):
+            self.folder.write(name, content)
+        self.folder.write(receipt, json.dumps({**row, **terms}).encode())
+        return {**row, "resumed": False}
+
+    def _receipt(self, name: str, terms: dict[str, Any]) -> Row | None:
+        """What a finished shard's receipt says, if it is of this run and its files are what it says."""
+        try:
+            row: Row = json.loads(self.folder.read(name))
+            if any(row[term] != value for term, value in terms.items()):
+                return None
+            sums = [ds.sha256(self.folder.read(file)) for file in ds.shard_files(row["shard"])]
+        except (OSError, ValueError, KeyError):
+            return None
+        return row if sums == [row["turns_sha256"], row["transitions_sha256"]] else None
+
+    def probe(self, task: Task) -> Row:
+        """Do the work on one session alone, for nothing but to see whether the worker lives."""
+        session = self.sessions.read(task["shard"]).take(np.array([task["session"]]))
+        ds.encode_turns(session.embedding, self.features(session))
+        ds.encode_transitions(relabel_in_chunks(session, self.layout.reference_cost_usd, self.hbr))
+        return {"shard": task["shard"], "session": task["session"]}
+
+
+@dataclass
+class Counts:
+    """Counts transitions as they pass."""
+
+    num_transitions: int = 0
+    num_bankrupt: int = 0
+
+    def of(self, chunks: Iterator[Transitions]) -> Iterator[Transitions]:
+        for chunk in chunks:
+            self.num_transitions += len(chunk)
+            self.num_bankrupt += int(chunk.bankrupt.sum())
+            yield chunk
+
+
+def run_shards(
+    shards: Shards, config: RelabelConfig, sessions: SessionFile, progress: Progress
+) -> tuple[list[Row], list[str]]:
+    """The shards' rows in order, and the sessions that had to be left out.
+
+    A shard whose worker dies is tried MAX_TRIES times, then its sessions one by one; those that kill their worker are
+    left out if max_bad_share allows it. Raises DataError naming them otherwise.
+    """
+    tasks = [{"shard": shard} for shard in np.flatnonzero(sessions.num_sessions).tolist()]
+    total = int(sessions.num_sessions.sum())
+    done: dict[int, Row] = {}
+
+    def work_through(tasks: Sequence[Task]) -> list[Task]:
+        for row in run(config.runner, tasks, shards.write):
+            done[row["shard"]] = row
+            totals = (sum(row[name] for row in done.values()) for name in ("num_sessions", "num_transitions"))
+            progress(Done(len(done), int(np.count_nonzero(sessions.num_sessions)), next(totals), total, next(totals)))
+        return [task for task in tasks if task["shard"] not in done]
+
+    left: Sequence[Task] = tasks
+    for _ in range(MAX_TRIES):
+        left = work_through(left)
+        if not left:
+            return [done[shard] for shard in sorted(done)], []
+    bad = crashing_sessions(shards.probe, config.runner, left, sessions)
+    names = [name for group in bad.values() for name in group]
+    if not names:
+        raise DataError(
+            f"{config.out}: shard {left[0]['shard']} fails in {MAX_TRIES} tries though each of its sessions alone does "
+            "not; is memory short? run again to go on"
+        )
+    if len(names) > config.max_bad_share * total:
+        raise DataError(
+            f"{config.sessions}: {len(names)} of {total} sessions crash their worker ({', '.join(names[:NAMED])}"
+            f"{', ...' if len(names) > NAMED else ''}); mend them, or raise max_bad_share {config.max_bad_share:g} and "
+            "run again: finished shards are kept"
+        )
+    logger.warning("event=sessions_left_out count=%d first=%s", len(names), names[0])
+    if work_through([{**task, "left_out": bad[task["shard"]]} for task in left]):
+        raise DataError(f"{config.out}: shard {left[0]['shard']} fails without its bad sessions too; run again")
+    return [done[shard] for shard in sorted(done)], names
+
+
+def crashing_sessions(
+    probe: Work, runner: RunnerName, left: Sequence[Task], sessions: SessionFile
+) -> dict[int, list[str]]:
+    """The ids of those sessions of some shards that do not survive alone, by shard."""
+    shards = [task["shard"] for task in left]
+    tasks = [{"shard": s, "session": i} for s in shards for i in range(int(sessions.num_sessions[s]))]
+    alive = {(row["shard"], row["session"]) for row in run(runner, tasks, probe)}
+    bad: dict[int, list[str]] = {shard: [] for shard in shards}
+    for task in tasks:
+        if (task["shard"], task["session"]) not in alive:
+            bad[task["shard"]].append(str(sessions.read(task["shard"]).session_id[task["session"]]))
+    return bad

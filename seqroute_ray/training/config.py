@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.storage import Location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,6 @@ class CqlConfig:
 class TrainConfig:
     """From a dataset to a policy artefact. Each field is a flag of `seqroute train`."""
 
-    dataset: Path  # folder written by `seqroute relabel`
+    dataset: Location  # folder or URI written by `seqroute relabel`
     out: Path  # folder of the policy artefact
     cql: CqlConfig = field(default_factory=CqlConfig)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -13,48 +14,53 @@ from hypothesis import given, settings
 from seqroute_ray.core.dataset import (
     ESTIMATOR,
     MANIFEST,
-    SHARDS,
-    TURNS,
+    encode_estimator,
+    encode_transitions,
+    encode_turns,
+    fingerprint,
     read_dataset,
     read_manifest,
-    read_shards,
-    write_estimator,
+    read_transitions,
+    sha256,
+    shard_files,
     write_manifest,
-    write_shard,
-    write_turns,
 )
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel
 from seqroute_ray.core.sessions import Sessions
+from seqroute_ray.core.storage import Folder
 from tests.support import make_estimator, make_layout, make_sessions, make_turns, random_sessions
 
-SHARD_NAMES = ("part-00000.parquet", "part-00001.parquet")
+HBR = HbrConfig(paths="sampled", num_paths=2, num_budgets=3)
 
 
 def transitions_of(sessions: Sessions) -> Transitions:
-    return relabel(sessions, 0, 0.01, HbrConfig(paths="sampled", num_paths=2, num_budgets=3))
+    return relabel(sessions, 0.01, HBR)
 
 
-def write(sessions: Sessions, folder: Path) -> tuple[Transitions, dict[str, Any]]:
-    """A finished dataset of two shards; returns its transitions and manifest."""
-    (folder / SHARDS).mkdir(parents=True)
-    transitions, num_models = transitions_of(sessions), len(sessions.catalog)
-    middle = len(transitions) // 2
-    shards = []
-    for name, rows in zip(SHARD_NAMES, (slice(middle), slice(middle, None)), strict=True):
-        part = transitions.take(np.arange(len(transitions))[rows])
-        sha256 = write_shard(part, folder / SHARDS / name)
-        shards.append({"name": name, "num_transitions": len(part), "sha256": sha256})
-    write_turns(folder, sessions.embedding, make_turns(len(sessions.action), num_models))
-    write_estimator(folder, make_estimator(num_models))
+def write(sessions: Sessions, location: Path) -> dict[str, Any]:
+    """A finished dataset of one shard a session; returns its manifest."""
+    folder, num_models, shards = Folder.at(location), len(sessions.catalog), []
+    features = make_turns(len(sessions.action), num_models)
+    for shard in range(sessions.num_sessions):
+        part = sessions.take(np.array([shard]))
+        turns = features.take(np.arange(*sessions.offsets[shard : shard + 2]))
+        contents = encode_turns(part.embedding, turns), encode_transitions([transitions_of(part)])
+        for name, content in zip(shard_files(shard), contents, strict=True):
+            folder.write(name, content)
+        sums = [sha256(content) for content in contents]
+        shards.append({"shard": shard, "turns_sha256": sums[0], "transitions_sha256": sums[1]})
+    estimator = encode_estimator(make_estimator(num_models))
+    folder.write(ESTIMATOR, estimator)
     manifest = {
         "catalog": sessions.catalog.to_json(),
         "embedder": sessions.embedder,
         "layout": {**make_layout(num_models).to_json(), "expected_turns_left": [1.0]},
+        "estimator_sha256": sha256(estimator),
         "shards": shards,
     }
     write_manifest(folder, manifest)
-    return transitions, manifest
+    return manifest
 
 
 @settings(deadline=None, max_examples=15)  # the disk may be busy
@@ -63,7 +69,7 @@ def test_a_dataset_survives_the_way_to_disk_and_back(
     sessions: Sessions, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("dataset")
-    transitions, manifest = write(sessions, folder)
+    manifest, transitions = write(sessions, folder), transitions_of(sessions)
     dataset = read_dataset(folder)
     for field in fields(Transitions):
         ours, theirs = getattr(transitions, field.name), getattr(dataset.transitions, field.name)
@@ -77,21 +83,43 @@ def test_a_dataset_survives_the_way_to_disk_and_back(
         np.testing.assert_array_equal(dataset.estimator.arrays()[name], array, err_msg=name, strict=True)
     assert (dataset.catalog, dataset.embedder) == (sessions.catalog, sessions.embedder)
     assert dataset.layout == replace(make_layout(num_models), expected_turns_left=(1.0,))
-    assert dataset.manifest == {"format_version": 2, **manifest}
+    assert dataset.manifest == {"format_version": 3, **manifest}
 
 
-def test_the_same_transitions_are_the_same_bytes_and_leave_no_temporary_file(tmp_path: Path) -> None:
+def test_the_same_transitions_are_the_same_bytes_in_one_chunk_or_two() -> None:
     transitions = transitions_of(make_sessions([3, 5]))
-    first, second = (write_shard(transitions, tmp_path / name) for name in SHARD_NAMES)
-    assert first == second
-    assert sorted(path.name for path in tmp_path.iterdir()) == list(SHARD_NAMES)
+    assert encode_transitions([transitions]) == encode_transitions([transitions])
+    halves = [transitions.take(rows) for rows in np.array_split(np.arange(len(transitions)), 2)]
+    for name, values in vars(transitions).items():
+        tables = [pq.read_table(pa.BufferReader(encode_transitions(c)))[name] for c in ([transitions], halves)]
+        assert tables[0].to_pylist() == tables[1].to_pylist() == values.tolist()
 
 
-def test_shards_are_read_in_the_order_of_the_manifest(tmp_path: Path) -> None:
-    transitions, manifest = write(make_sessions([4, 4]), tmp_path)
-    turned = read_shards(tmp_path, manifest["shards"][::-1])
-    middle = manifest["shards"][0]["num_transitions"]
-    np.testing.assert_array_equal(turned.turn_row, np.roll(transitions.turn_row, -middle))
+def test_a_transition_takes_at_most_12_bytes() -> None:
+    rng = np.random.default_rng(0)
+    transitions = relabel(
+        make_sessions(rng.integers(4, 13, size=512).tolist(), num_models=5), 0.02, HbrConfig(paths="sampled")
+    )
+    assert len(encode_transitions([transitions])) <= 12 * len(transitions)
+
+
+def test_the_fingerprint_covers_every_file(tmp_path: Path) -> None:
+    manifest = write(make_sessions([4, 4]), tmp_path)
+    shards, checksum = manifest["shards"], manifest["estimator_sha256"]
+    changed = [
+        fingerprint(shards, checksum),
+        fingerprint(shards[::-1], checksum),
+        fingerprint(shards, "0"),
+        fingerprint([{**shards[0], "turns_sha256": "0"}, shards[1]], checksum),
+        fingerprint([shards[0], {**shards[1], "transitions_sha256": "0"}], checksum),
+    ]
+    assert len(set(changed)) == 5
+
+
+def test_turn_rows_of_a_shard_count_its_own_turns(tmp_path: Path) -> None:
+    manifest = write(make_sessions([4, 3]), tmp_path)
+    assert read_transitions(Folder.at(tmp_path), manifest["shards"][1]).turn_row.min() == 0
+    assert read_dataset(tmp_path).transitions.turn_row.max() == 6
 
 
 def drop_last_row(path: Path) -> None:
@@ -113,18 +141,19 @@ def drop_features(path: Path) -> None:
     np.savez(path, **arrays)
 
 
-SHARD = f"{SHARDS}/{SHARD_NAMES[1]}"
+TURNS, TRANSITIONS = shard_files(1)
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no manifest": (MANIFEST, Path.unlink, "no finished dataset here .* `seqroute relabel`"),
-    "deleted shard": (SHARD, Path.unlink, "cannot be read .* relabel again"),
-    "shard without its end": (SHARD, cut_the_end, "cannot be read .* relabel again"),
-    "half of a shard": (SHARD, keep_the_first_half, "cannot be read .* relabel again"),
-    "empty shard": (SHARD, lambda path: path.write_bytes(b""), "cannot be read .* relabel again"),
-    "no turns": (TURNS, Path.unlink, "cannot be read .* relabel again"),
-    "half of the turns": (TURNS, keep_the_first_half, "cannot be read .* relabel again"),
-    "no estimator": (ESTIMATOR, Path.unlink, "cannot be read .* relabel again"),
-    "an estimator without features": (ESTIMATOR, drop_features, "cannot be read .* relabel again"),
-    "a row less": (SHARD, drop_last_row, "its checksum is not the manifest's; relabel again"),
+    "half a manifest": (MANIFEST, keep_the_first_half, "not JSON .* relabel again"),
+    "deleted shard": (TRANSITIONS, Path.unlink, "cannot be read .* relabel into another folder"),
+    "shard without its end": (TRANSITIONS, cut_the_end, "checksum is not the manifest's"),
+    "half of a shard": (TRANSITIONS, keep_the_first_half, "checksum is not the manifest's"),
+    "empty shard": (TRANSITIONS, lambda path: path.write_bytes(b""), "checksum is not the manifest's"),
+    "a row less": (TRANSITIONS, drop_last_row, "checksum is not the manifest's"),
+    "no turns": (TURNS, Path.unlink, "cannot be read .* relabel into another folder"),
+    "half of the turns": (TURNS, keep_the_first_half, "checksum is not the manifest's"),
+    "no estimator": (ESTIMATOR, Path.unlink, "cannot be read .* relabel into another folder"),
+    "an estimator without features": (ESTIMATOR, drop_features, "checksum is not the manifest's"),
 }
 
 
@@ -136,11 +165,11 @@ def test_a_damaged_dataset_names_the_file_in_one_line(damage: str, tmp_path: Pat
     harm(tmp_path / name)
     with pytest.raises(DataError, match=words) as caught:
         read_dataset(tmp_path)
-    assert str(tmp_path / name if name != MANIFEST else tmp_path) in str(caught.value)
+    assert str(tmp_path / name if damage != "no manifest" else tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_dataset_of_another_format_is_refused(tmp_path: Path) -> None:
-    write_manifest(tmp_path, {"format_version": 1})
-    with pytest.raises(DataError, match="dataset format 1, this version reads 2"):
+    write_manifest(Folder.at(tmp_path), {"format_version": 1})
+    with pytest.raises(DataError, match="dataset format 1, this version reads 3; relabel again"):
         read_manifest(tmp_path)

@@ -1,94 +1,344 @@
-"""Relabeling on Ray Data: the same dataset whoever does the work, and nothing half-written."""
+"""Relabeling: the same dataset whoever does the work, whatever is killed, and nothing half-written."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from seqroute_ray.core.dataset import MANIFEST, read_dataset
-from seqroute_ray.core.errors import DataError
+from seqroute_ray.core.dataset import MANIFEST, read_dataset, read_manifest
+from seqroute_ray.core.errors import ConfigError, DataError
 from seqroute_ray.core.estimator import EstimatorConfig, cross_fitted, fit_estimator, observe
-from seqroute_ray.core.hbr import HbrConfig, relabel
+from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel
 from seqroute_ray.core.mdp import running_mean
-from seqroute_ray.core.sessions import Sessions, write_sessions
-from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
+from seqroute_ray.core.sessions import Sessions, to_table, write_sessions
+from seqroute_ray.core.storage import Folder
+from seqroute_ray.data import relabel as relabeling
+from seqroute_ray.data import runners
+from seqroute_ray.data.relabel import Done, RelabelConfig, RelabelReport, Shards, relabel_sessions
+from seqroute_ray.data.runners import Row, RunnerName, Task
 from tests.support import make_sessions
 
-JOBS = Path(__file__).parent.parent.parent / "jobs"
+ROOT = Path(__file__).parent.parent.parent
 HBR = HbrConfig(paths="sampled", num_paths=2, num_budgets=2)
+NUM_SHARDS, PER_SHARD = 8, 30
 
 
 @pytest.fixture(scope="module")
 def sessions() -> Sessions:
     rng = np.random.default_rng(0)
-    return make_sessions(rng.integers(1, 6, size=1200).tolist(), num_models=3)
+    return make_sessions(rng.integers(1, 6, size=NUM_SHARDS * PER_SHARD).tolist(), num_models=3)
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
-def test_shards_hold_what_the_kernel_gives_for_all_sessions_at_once(sessions: Sessions, tmp_path: Path) -> None:
-    write_sessions(sessions, tmp_path / "s.parquet")
-    seen: list[tuple[int, int]] = []
-    config = RelabelConfig(sessions=tmp_path / "s.parquet", out=tmp_path / "d", hbr=HBR)
-    report = relabel_sessions(config, lambda done, total: seen.append((done, total)))
+@pytest.fixture(scope="module")
+def source(sessions: Sessions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A session file of NUM_SHARDS row groups."""
+    path = tmp_path_factory.mktemp("sessions") / "s.parquet"
+    pq.write_table(to_table(sessions), path, row_group_size=PER_SHARD)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """All files of the dataset, made in one go by one process."""
+    out = tmp_path_factory.mktemp("reference") / "d"
+    relabel_sessions(RelabelConfig(sessions=source, out=out, hbr=HBR, runner="local"))
+    return contents(out)
+
+
+def contents(out: Path | str) -> dict[str, bytes]:
+    folder = Folder.at(out)
+    return {name: folder.read(name) for name in folder.names()}
+
+
+def run_on(runner: RunnerName, source: Path, out: Path | str, **fields: Any) -> RelabelReport:
+    return relabel_sessions(RelabelConfig(sessions=source, out=out, hbr=HBR, runner=runner, **fields))
+
+
+def test_shards_hold_what_the_kernel_gives_for_all_sessions_at_once(
+    sessions: Sessions, source: Path, tmp_path: Path
+) -> None:
+    seen: list[Done] = []
+    config = RelabelConfig(sessions=source, out=tmp_path / "d", hbr=HBR, runner="local")
+    report = relabel_sessions(config, seen.append)
     dataset = read_dataset(tmp_path / "d")
-    whole = relabel(sessions, 0, dataset.layout.reference_cost_usd, HBR)
+    whole = relabel(sessions, dataset.layout.reference_cost_usd, HBR)
     for name, values in vars(whole).items():
         np.testing.assert_array_equal(getattr(dataset.transitions, name), values, err_msg=name)
-    assert seen == [(1, 3), (2, 3), (3, 3)]  # 1,200 sessions are three row groups
-    again = relabel_sessions(RelabelConfig(sessions=tmp_path / "s.parquet", out=tmp_path / "e", hbr=HBR))
-    assert again.data_fingerprint == report.data_fingerprint
+    assert [done.shards for done in seen] == list(range(1, NUM_SHARDS + 1))
+    assert seen[-1] == Done(NUM_SHARDS, NUM_SHARDS, sessions.num_sessions, sessions.num_sessions, len(whole))
+    assert report.num_transitions == len(whole)
+    assert report.num_bankrupt == whole.bankrupt.sum()
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
-def test_the_turn_table_is_cross_fitted_and_the_stored_estimator_is_not(sessions: Sessions, tmp_path: Path) -> None:
-    few = sessions.take(np.arange(200))
-    write_sessions(few, tmp_path / "s.parquet")
-    relabel_sessions(RelabelConfig(sessions=tmp_path / "s.parquet", out=tmp_path / "d", hbr=HBR))
+def test_the_turn_table_is_cross_fitted_and_the_stored_estimator_is_not(
+    sessions: Sessions, source: Path, tmp_path: Path
+) -> None:
+    run_on("local", source, tmp_path / "d")
     dataset = read_dataset(tmp_path / "d")
-    estimates, summary = cross_fitted(few, EstimatorConfig())
+    estimates, summary = cross_fitted(sessions, EstimatorConfig())
     for name, values in vars(estimates).items():
-        np.testing.assert_array_equal(getattr(dataset.turns.estimates, name), values, err_msg=name)
-    np.testing.assert_array_equal(dataset.turns.history, running_mean(summary, few.offsets))
-    whole = fit_estimator(observe(few), EstimatorConfig(), few.catalog.names)
-    for name, array in whole.arrays().items():
-        np.testing.assert_array_equal(dataset.estimator.arrays()[name], array, err_msg=name)
+        np.testing.assert_allclose(getattr(dataset.turns.estimates, name), values, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(dataset.turns.history, running_mean(summary, sessions.offsets), rtol=1e-5, atol=1e-6)
+    whole = fit_estimator(observe(sessions), EstimatorConfig(), sessions.catalog.names)
+    stored, fitted = (model.predict(sessions.queries, sessions.catalog) for model in (dataset.estimator, whole))
+    np.testing.assert_allclose(stored.quality, fitted.quality, rtol=1e-5)
+    np.testing.assert_allclose(stored.cost_high_usd, fitted.cost_high_usd, rtol=1e-5)
+    assert not np.allclose(stored.quality, estimates.quality, rtol=1e-5)
     assert dataset.layout.summary_width == dataset.estimator.features.summary_width == summary.shape[1]
 
 
+def test_the_estimator_is_fitted_on_a_sample_that_does_not_depend_on_the_row_groups(
+    sessions: Sessions, source: Path, tmp_path: Path
+) -> None:
+    write_sessions(sessions, tmp_path / "one-group.parquet")
+    for number, path in enumerate((source, tmp_path / "one-group.parquet")):
+        run_on("local", path, tmp_path / str(number), max_fit_sessions=100)
+    run_on("local", source, tmp_path / "whole")
+    sampled, same, whole = (read_manifest(tmp_path / name)["estimator_sha256"] for name in ("0", "1", "whole"))
+    assert sampled == same != whole
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_finished_dataset_is_not_overwritten(sessions: Sessions, tmp_path: Path) -> None:
-    write_sessions(sessions.take(np.arange(200)), tmp_path / "s.parquet")
-    config = RelabelConfig(sessions=tmp_path / "s.parquet", out=tmp_path / "d", hbr=HBR)
-    relabel_sessions(config)
-    before = (tmp_path / "d" / MANIFEST).read_bytes()
-    with pytest.raises(DataError, match="holds a finished dataset already"):
-        relabel_sessions(config)
-    assert (tmp_path / "d" / MANIFEST).read_bytes() == before
+@pytest.mark.parametrize(("num_cpus", "max_blocks"), [(1, 2000), (2, 2000), (4, 3)])
+def test_ray_writes_the_same_bytes_on_any_number_of_cpus_and_blocks(
+    num_cpus: int,
+    max_blocks: int,
+    source: Path,
+    reference: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setattr(runners, "MAX_BLOCKS", max_blocks)
+    options = ray.data.DataContext.get_current().execution_options
+    monkeypatch.setattr(options, "resource_limits", ray.data.ExecutionResources(cpu=num_cpus))
+    report = run_on("ray", source, tmp_path / "d")
+    assert contents(tmp_path / "d") == reference
+    assert 1 <= report.num_workers <= NUM_SHARDS
 
 
-def test_other_paths_than_the_logged_need_every_outcome(sessions: Sessions, tmp_path: Path) -> None:
+@pytest.mark.ray
+@pytest.mark.parametrize("shards", [NUM_SHARDS // 4, NUM_SHARDS // 2, NUM_SHARDS * 3 // 4])
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_a_killed_driver_goes_on_where_it_was(
+    shards: int, place: str, source: Path, reference: dict[str, bytes], tmp_path: Path, ray_cluster: str, s3_bucket: str
+) -> None:
+    out = str(tmp_path / "d") if place == "disk" else f"{s3_bucket}/{tmp_path.name}"
+    command = [sys.executable, "-m", "tests.data.kill_relabel", str(source), out, str(shards)]
+    killed = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "RAY_ADDRESS": ray_cluster}, capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    with pytest.raises(DataError, match="no finished dataset here"):
+        read_dataset(out)
+    report = run_on("ray", source, out)
+    assert shards <= report.num_resumed <= NUM_SHARDS  # workers may have finished more before they heard of it
+    assert contents(out) == reference
+
+
+def dies_in_the_kernel(marker: Path) -> type[Shards]:
+    class Dying(Shards):
+        def write(self, task: Task) -> Row:
+            if task["shard"] == 3 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().write(task)
+
+    return Dying
+
+
+def dies_before_the_receipt(marker: Path) -> type[Shards]:
+    class DyingFolder(Folder):
+        def write(self, name: str, content: bytes) -> None:
+            if name.endswith("part-00003.json") and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().write(name, content)
+
+    class Dying(Shards):
+        def write(self, task: Task) -> Row:
+            return Shards.write(replace(self, folder=DyingFolder(self.folder.location)), task)
+
+    return Dying
+
+
+def dies_after_the_receipt(marker: Path) -> type[Shards]:
+    class Dying(Shards):
+        def write(self, task: Task) -> Row:
+            row = super().write(task)
+            if task["shard"] == 3 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return row
+
+    return Dying
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("dying", [dies_in_the_kernel, dies_before_the_receipt, dies_after_the_receipt])
+def test_a_killed_worker_costs_nothing_but_time(
+    dying: Callable[[Path], type[Shards]],
+    source: Path,
+    reference: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relabeling, "Shards", dying(tmp_path / "marker"))
+    report = run_on("ray", source, tmp_path / "d")
+    assert (tmp_path / "marker").exists()
+    assert contents(tmp_path / "d") == reference
+    assert report.num_resumed == (1 if dying is dies_after_the_receipt else 0)
+
+
+def kills_every_worker(session_id: str) -> type[Shards]:
+    class Poisoned(Shards):
+        def write(self, task: Task) -> Row:
+            if session_id in self.sessions.read(task["shard"]).session_id and session_id not in task.get(
+                "left_out", []
+            ):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().write(task)
+
+        def probe(self, task: Task) -> Row:
+            if self.sessions.read(task["shard"]).session_id[task["session"]] == session_id:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().probe(task)
+
+    return Poisoned
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_session_that_kills_its_worker_is_named_and_left_out_only_if_allowed(
+    sessions: Sessions, source: Path, reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relabeling, "Shards", kills_every_worker("s100"))
+    with pytest.raises(DataError, match=rf"1 of {sessions.num_sessions} sessions crash their worker \(s100\)"):
+        run_on("ray", source, tmp_path / "d")
+    assert not (tmp_path / "d" / MANIFEST).exists()
+    report = run_on("ray", source, tmp_path / "d", max_bad_share=0.01)
+    assert (report.num_resumed, report.num_quarantined) == (NUM_SHARDS - 1, 1)
+    manifest = read_manifest(tmp_path / "d")
+    assert manifest["quarantined"] == ["s100"]
+    assert manifest["num_sessions"] == sessions.num_sessions - 1
+    ours, theirs = contents(tmp_path / "d"), reference
+    assert {name for name in ours if ours[name] != theirs[name]} == {
+        MANIFEST,
+        "turns/part-00003.parquet",
+        "transitions/part-00003.parquet",
+    }
+
+
+def test_an_error_in_the_kernel_is_a_bad_session_too(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fragile(sessions: Sessions, *rest: Any) -> Iterator[Transitions]:
+        if "s7" in sessions.session_id:
+            raise ZeroDivisionError
+        yield relabel(sessions, *rest)
+
+    monkeypatch.setattr(relabeling, "relabel_in_chunks", fragile)
+    with pytest.raises(DataError, match=r"\(s7\); mend them, or raise max_bad_share 0"):
+        run_on("local", source, tmp_path / "d")
+    assert run_on("local", source, tmp_path / "d", max_bad_share=0.01).num_quarantined == 1
+
+
+def test_a_finished_dataset_is_found_again_and_never_overwritten(
+    source: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    first = run_on("local", source, tmp_path / "d")
+    again = run_on("local", source, tmp_path / "d")
+    assert again == replace(first, num_resumed=NUM_SHARDS, num_workers=0)
+    other = RelabelConfig(sessions=source, out=tmp_path / "d", hbr=replace(HBR, seed=1), runner="local")
+    with pytest.raises(DataError, match="holds a finished dataset of other settings; choose another folder"):
+        relabel_sessions(other)
+    assert contents(tmp_path / "d") == reference
+
+
+def test_shards_of_an_unfinished_run_of_other_settings_are_made_anew(
+    source: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    def stop(done: Done) -> None:
+        if done.shards == 3:
+            raise KeyboardInterrupt
+
+    other = RelabelConfig(sessions=source, out=tmp_path / "d", hbr=replace(HBR, seed=1), runner="local")
+    with pytest.raises(KeyboardInterrupt):
+        relabel_sessions(other, stop)
+    assert run_on("local", source, tmp_path / "d").num_resumed == 0
+    assert contents(tmp_path / "d") == reference
+
+
+@pytest.mark.parametrize("harm", [b"", b"PAR1 damaged"])
+def test_a_damaged_shard_of_an_unfinished_run_is_made_anew(
+    harm: bytes, source: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    def stop(done: Done) -> None:
+        if done.shards == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        relabel_sessions(RelabelConfig(sessions=source, out=tmp_path / "d", hbr=HBR, runner="local"), stop)
+    (tmp_path / "d" / "turns" / "part-00001.parquet").write_bytes(harm)
+    assert run_on("local", source, tmp_path / "d").num_resumed == 2
+    assert contents(tmp_path / "d") == reference
+
+
+def test_only_the_fit_part_is_used(sessions: Sessions, tmp_path: Path) -> None:
+    part = np.where(np.arange(sessions.num_sessions) % 2, "fit", "tune")
+    mixed = replace(sessions, part=part)
+    pq.write_table(to_table(mixed), tmp_path / "mixed.parquet", row_group_size=PER_SHARD)
+    pq.write_table(to_table(mixed.take(part == "fit")), tmp_path / "fit.parquet", row_group_size=PER_SHARD // 2)
+    reports = [run_on("local", tmp_path / f"{name}.parquet", tmp_path / name) for name in ("mixed", "fit")]
+    assert reports[0].data_fingerprint == reports[1].data_fingerprint
+    write_sessions(mixed.take(part == "tune"), tmp_path / "tune.parquet")
+    with pytest.raises(DataError, match=r"tune.parquet: no session of part 'fit' here, only of tune"):
+        run_on("local", tmp_path / "tune.parquet", tmp_path / "tune")
+
+
+def test_other_paths_than_the_logged_need_a_session_with_every_outcome(sessions: Sessions, tmp_path: Path) -> None:
     few = sessions.take(np.arange(200))
-    few.outcome_cost_nusd[3, 1] = -1
+    few.outcome_cost_nusd[:, 1] = -1
     write_sessions(few, tmp_path / "s.parquet")
-    config = RelabelConfig(sessions=tmp_path / "s.parquet", out=tmp_path / "d", hbr=HBR)
-    with pytest.raises(DataError, match=r"needs every model's outcome of every turn; use paths=logged"):
-        relabel_sessions(config)
+    with pytest.raises(DataError, match=r"needs sessions with every model's outcome .* use paths=logged"):
+        run_on("local", tmp_path / "s.parquet", tmp_path / "d")
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"max_fit_sessions": 0}, "max_fit_sessions must be at least 1, got 0"),
+        ({"max_bad_share": 1.0}, "max_bad_share must be in [0, 1), got 1.0"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RelabelConfig(sessions="s", out="d", **fields)
+    assert str(caught.value) == words
+
+
 @pytest.mark.ray
-def test_the_job_is_the_command(sessions: Sessions, tmp_path: Path) -> None:
-    write_sessions(sessions.take(np.arange(200)), tmp_path / "s.parquet")
-    command = [sys.executable, str(JOBS / "relabel.py"), "--sessions", "s.parquet", "--out", "d"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_the_job_is_the_command(source: Path, tmp_path: Path, ray_cluster: str) -> None:
+    command = [sys.executable, str(ROOT / "jobs" / "relabel.py"), "--sessions", str(source), "--out", "d"]
+    env = {**os.environ, "RAY_ADDRESS": ray_cluster}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_shards"] == NUM_SHARDS
     assert (tmp_path / "d" / MANIFEST).exists()
     refused = subprocess.run(
-        [*command, "--hbr.num-budgets", "0"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, "--hbr.num-budgets", "0"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert (refused.returncode, refused.stdout) == (2, "")

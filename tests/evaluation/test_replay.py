@@ -130,7 +130,7 @@ def test_a_policy_sees_the_turns_of_living_sessions_and_nothing_after_their_end(
 def test_replaying_the_logged_models_is_what_relabeling_says_of_them(sessions: Sessions, budget_nusd: int) -> None:
     result = replay(LoggedModel(), make_replay_data(sessions), np.full(sessions.num_sessions, budget_nusd))
     config = HbrConfig(budgets_usd=(budget_nusd / 1e9,), bankruptcy_penalty=3.0)
-    transitions = relabel(sessions, 0, 1.0, config)
+    transitions = relabel(sessions, 1.0, config)
     rows = transitions.turn_row
     np.testing.assert_array_equal(rows, np.flatnonzero(result.action != UNSERVED))
     np.testing.assert_array_equal(transitions.action, result.action[rows])

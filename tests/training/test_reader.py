@@ -30,7 +30,7 @@ def make_dataset(lengths: tuple[int, ...] = (3, 4, 5), num_models: int = 3) -> D
         layout=make_layout(num_models),
         estimator=make_estimator(num_models),
         turns=make_turns(len(sessions.action), num_models),
-        transitions=relabel(sessions, 0, REFERENCE_USD, hbr),
+        transitions=relabel(sessions, REFERENCE_USD, hbr),
         manifest={},
     )
 

@@ -1,0 +1,110 @@
+"""Folders on a local disk or an object store, with writes that happen whole or not at all.
+
+A location is a local path or a URI (`s3://`, `gs://`, any fsspec scheme that is installed). A local file is written
+beside its place, flushed to the disk and renamed; an object appears when its upload ends. Neither is seen half.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pyarrow import ArrowException
+from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
+
+from seqroute_ray.core.errors import ConfigError
+
+Location = str | Path  # a local path, or a URI with a scheme
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One folder; names of files in it may hold slashes. Cheap to ship to a worker, which connects by itself."""
+
+    location: str
+
+    @classmethod
+    def at(cls, location: Location) -> "Folder":
+        """Raises ConfigError when no file system answers to the scheme of the location."""
+        folder = cls(str(location))
+        folder._resolved  # noqa: B018 - a wrong scheme is an error before the work
+        return folder
+
+    def __str__(self) -> str:
+        return self.location
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"location": self.location}
+
+    @cached_property
+    def _resolved(self) -> tuple[FileSystem, str]:
+        return resolve(self.location)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._resolved[0], LocalFileSystem)
+
+    def _path(self, name: str) -> str:
+        return f"{self._resolved[1].rstrip('/')}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The whole file. Raises OSError when there is none or it cannot be read."""
+        with self._resolved[0].open_input_stream(self._path(name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace or make a file, whole or not at all. Raises OSError when the place cannot be written."""
+        if self.is_local:
+            _replace(Path(self._path(name)), content)
+            return
+        with self._resolved[0].open_output_stream(self._path(name)) as stream:
+            stream.write(content)
+
+    def exists(self, name: str) -> bool:
+        return bool(self._resolved[0].get_file_info(self._path(name)).type == FileType.File)
+
+    def names(self) -> list[str]:
+        """The files in it, at any depth, sorted; none when there is no such folder."""
+        filesystem, root = self._resolved
+        found = filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+        return sorted(info.path[len(root.rstrip("/")) + 1 :] for info in found if info.type == FileType.File)
+
+    def delete(self, name: str) -> None:
+        """Delete a file if it is there."""
+        if self.exists(name):
+            self._resolved[0].delete_file(self._path(name))
+
+
+def resolve(location: Location) -> tuple[FileSystem, str]:
+    """The file system of a location and the path in it. Raises ConfigError naming the location."""
+    text = str(location)
+    if "://" not in text:
+        return LocalFileSystem(), os.path.abspath(text)
+    try:
+        filesystem, path = FileSystem.from_uri(text)
+        return filesystem, str(path)
+    except (ArrowException, OSError, ValueError):  # no scheme of Arrow's own
+        pass
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(text)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"{text}: no file system for this location ({' '.join(str(error).split())}); give a local path, s3:// or gs://"
+        ) from error
+    return PyFileSystem(FSSpecHandler(filesystem)), str(path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """The bytes are on the disk before the name is: even a crash of the machine leaves the old file or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

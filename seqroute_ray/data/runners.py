@@ -1,0 +1,72 @@
+"""Who does the work: Ray Data's workers, or this process. Work is idempotent: a task may be done twice."""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from seqroute_ray.core.errors import DataError, SeqRouteError
+
+Task = dict[str, Any]
+Row = dict[str, Any]  # what became of a task
+Work = Callable[[Task], Row]
+RunnerName = Literal["ray", "local"]
+MAX_BLOCKS = 2000  # tasks of one Ray task where there are more: the driver keeps something for each block
+REFUSED, CRASHED, WORKER = "refused", "crashed", "worker"  # keys of a row
+
+
+def run(runner: RunnerName, tasks: Sequence[Task], work: Work) -> Iterator[Row]:
+    """The rows of the tasks as they are done, in any order; those whose worker died or raised an error have none.
+
+    Raises DataError for a SeqRouteError of the work: such an error is not for trying again.
+    """
+    rows = _run_on_ray(tasks, work) if runner == "ray" else _run_here(tasks, work)
+    for row in rows:
+        if REFUSED in row:
+            raise DataError(row[REFUSED])
+        if CRASHED not in row:
+            yield row
+
+
+def _attempt(work: Work, task: Task) -> Row:
+    try:
+        return work(task)
+    except SeqRouteError as error:
+        return {REFUSED: str(error)}
+    except Exception as error:  # whatever a session does to the kernel, the others go on
+        logging.getLogger(__name__).warning("event=task_failed task=%s error=%s", task, type(error).__name__)
+        return {CRASHED: type(error).__name__}
+
+
+def _run_here(tasks: Sequence[Task], work: Work) -> Iterator[Row]:
+    for task in tasks:
+        yield {WORKER: "local", **_attempt(work, task)}
+
+
+def _run_on_ray(tasks: Sequence[Task], work: Work) -> Iterator[Row]:
+    """One Ray Data row a task. The session file is read inside the tasks, by row group: no read of Ray's is needed."""
+    import ray
+
+    def attempt(item: dict[str, str]) -> dict[str, str]:  # as JSON: Arrow would give all rows the same fields
+        row = _attempt(work, json.loads(item["task"]))
+        return {"row": json.dumps({WORKER: ray.get_runtime_context().get_worker_id(), **row})}
+
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars, context.max_errored_blocks
+    # Ray Data retries without end and stops at the first error; here a lost task is the caller's to see and to repeat.
+    context.enable_progress_bars, context.max_errored_blocks = False, -1
+    ray_log = logging.getLogger("ray.data")
+    level = ray_log.level
+    ray_log.setLevel(logging.CRITICAL)
+    try:
+        items = [{"task": json.dumps(task)} for task in tasks]
+        dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS))
+        with warnings.catch_warnings():  # Ray 2.64 takes max_retries away: bound the tries in another way then
+            warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+            mapped = dataset.map(attempt, max_retries=0)
+        for item in mapped.iter_rows():
+            yield json.loads(item["row"])
+    finally:
+        context.enable_progress_bars, context.max_errored_blocks = before
+        ray_log.setLevel(level)

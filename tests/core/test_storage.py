@@ -1,0 +1,61 @@
+"""Folders: whole writes, on a local disk and behind a URI."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.storage import Folder
+
+
+@pytest.fixture(params=["local", "fsspec"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    location = str(tmp_path / "a") if request.param == "local" else f"memory://{tmp_path}/a"
+    return Folder.at(location)
+
+
+def test_what_is_written_is_read_listed_replaced_and_deleted(folder: Folder) -> None:
+    assert folder.names() == []
+    folder.write("b/x.json", b"1")
+    folder.write("c", b"2")
+    folder.write("b/x.json", b"3")
+    assert folder.names() == ["b/x.json", "c"]
+    assert (folder.read("b/x.json"), folder.exists("c"), folder.exists("b"), folder.exists("d")) == (
+        b"3",
+        True,
+        False,
+        False,
+    )
+    folder.delete("c")
+    folder.delete("c")
+    assert folder.names() == ["b/x.json"]
+    with pytest.raises(OSError, match="c"):
+        folder.read("c")
+
+
+def test_a_folder_travels_as_its_location(folder: Folder) -> None:
+    folder.write("x", b"1")
+    twin = pickle.loads(pickle.dumps(folder))
+    assert (twin, twin.read("x")) == (folder, b"1")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder.at(tmp_path)
+    folder.write("x", b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        folder.write("x", b"new")
+    assert (folder.names(), folder.read("x")) == (["x"], b"old")
+
+
+def test_a_scheme_that_nobody_answers_to_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"nope://x: no file system .*; give a local path, s3:// or gs://"):
+        Folder.at("nope://x")
