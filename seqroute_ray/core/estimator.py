@@ -8,7 +8,7 @@ from a fold that saw nothing of their group.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -238,11 +238,12 @@ def fold_of(group_id: NDArray[np.str_], num_folds: int) -> IntArray:
 def held_out(models: Sequence[OutcomeEstimator], sessions: Sessions) -> tuple[Estimates, NDArray[np.float32]]:
     """Estimates and QueryFeatures.summary of N turns, each by the one of `cross_fit` that did not see its group."""
     fold = fold_of(sessions.group_id, len(models))
+    every = replace(sessions.queries, embedding=sessions.embedding.astype(np.float32))
     estimates = Estimates.empty(len(fold), len(sessions.catalog))
     summary = np.empty((len(fold), models[0].features.summary_width), dtype=np.float32)
     for left_out, model in enumerate(models):
         rows = np.flatnonzero(fold == left_out)
-        queries = sessions.queries.take(rows)
+        queries = every.take(rows)
         summary[rows] = model.features.summary(queries)
         estimates.put(rows, model.predict_from(summary[rows], queries, sessions.catalog))
     return estimates, summary

@@ -83,7 +83,7 @@ class QueryFeatures:
             raise DataError(
                 f"the estimator was fitted on {self.num_dims}-d embeddings, got shape {queries.embedding.shape}"
             )
-        suggested = sigmoid(queries.embedding.astype(np.float32) @ self.type_weights[:-1] + self.type_weights[-1])
+        suggested = sigmoid(queries.embedding.astype(np.float32, copy=False) @ self.type_weights[:-1] + self.type_weights[-1])
         suggested = suggested / suggested.sum(axis=1, keepdims=True)
         named = queries.task_type[:, None] == self.types
         share = np.where(named.any(axis=1, keepdims=True), named, suggested)
@@ -100,7 +100,7 @@ class QueryFeatures:
     def design(self, queries: Queries, summary: NDArray[np.float32]) -> NDArray[np.float32]:
         """[N, 2 R + D]: types, types times length, embedding. summary: of the same queries."""
         share, length = summary[:, :-1], summary[:, -1:]
-        return np.concatenate([share, share * length, queries.embedding.astype(np.float32)], axis=1)
+        return np.concatenate([share, share * length, queries.embedding.astype(np.float32, copy=False)], axis=1)
 
     def penalty(self, of_type: float, of_length: float, of_embedding: float) -> FloatArray:
         """[2 R + D] ridge penalties by kind of feature."""
