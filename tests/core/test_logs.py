@@ -195,7 +195,7 @@ BAD_FIELDS: list[tuple[Row, str]] = [
 def test_one_bad_field_makes_its_session_bad_and_no_other(fields: Row, words: str) -> None:
     rows = [row(session, turn) for session in ("good", "bad", "other") for turn in range(3)]
     rows[4] |= fields
-    found = {bad.row: bad.reason for bad in check_rows(table_of(rows), CATALOG, Origin(file="logs"))}
+    found = {bad.row: bad.reason for bad in check_rows(table_of(rows), CATALOG, Origin.of_rows("logs", len(rows)))}
     assert re.search(words, found[4])
     assert "\n" not in found[4]
     assert set(found) == {3, 4, 5}
@@ -251,7 +251,6 @@ def test_an_unknown_model_in_a_row_makes_exactly_its_session_bad(rows: list[Row]
 
 WRONG_TABLES: list[tuple[Row, str]] = [
     ({"model": pa.nulls(1, pa.string())}, "logs: no row has model"),
-    ({"quality": None}, "logs: no row has quality"),
     ({"embedding": None}, "logs: no row has embedding or text"),
     ({"cost_usd": None, "prompt_tokens": pa.array([1])}, r"no row has cost_usd or prompt_tokens \+ completion_tokens"),
     ({"session_id": pa.array([1])}, "column 'session_id' must be string, got int64"),
