@@ -27,6 +27,8 @@ from seqroute_ray.data.log_files import FormatName, Logs, read_logs
 TEXTS_PER_BATCH = 1024
 VECTORS_PER_BATCH = 8192  # normalised at once, in float64
 
+Repeatable = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
 log = logging.getLogger(__name__)
 
 
@@ -39,9 +41,7 @@ class ImportConfig:
     format: FormatName = "seqroute"  # whose logs: the own log schema, or one of docs/import.md
     judgements: Path | None = None  # JSONL or Parquet of session_id, turn, quality; it wins over the logs' quality
     catalog: Path | None = None  # JSON or YAML list of models and prices; None is the bundled catalog
-    price: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction
-    ] = ()  # MODEL=INPUT/OUTPUT, USD per million tokens: adds it
+    price: Repeatable = ()  # MODEL=INPUT/OUTPUT adds a model at that price, in USD per million tokens: my-llm=0.15/0.6
     models: tuple[str, ...] = ()  # sub-pool, in the order of its actions; () is every model that occurs in the logs
     embedder: str = DEFAULT_EMBEDDER  # for texts; names the maker of the vectors where the logs bring embeddings
     max_bad_share: float = 0.01  # of rows that may be put aside; more is an error

@@ -3,9 +3,9 @@
 session   `session_id`
 time      `startTime`; calls of one time are ordered by `request_id`
 text      the last message of role user in `messages`, else in `proxy_server_request`: lists, objects or JSON text.
-          Both are empty unless the proxy has `store_prompts_in_spend_logs: true`
+          Both hold nothing unless the proxy has `store_prompts_in_spend_logs: true`
 model     `model`
-cost      `spend` (a cache hit costs what was billed: nothing)
+cost      `spend`; where it is 0 and `cache_hit` is not True, LiteLLM knew no price, and the catalog prices the tokens
 tokens    `prompt_tokens`, `completion_tokens`
 failed    `status` is failure: left out
 quality   none: bring judgements
@@ -30,6 +30,7 @@ _COLUMNS = (
     "messages",
     "proxy_server_request",
     "status",
+    "cache_hit",
 )
 
 
@@ -46,13 +47,14 @@ def _is_failed(record: Record) -> bool:
 def _call(record: Record) -> tuple[Record, str]:
     request = _parsed(record.get("proxy_server_request"))
     in_request = request.get("messages") if isinstance(request, dict) else None
+    is_hit = str(record.get("cache_hit")).lower() == "true"  # LiteLLM writes a text
     row = {
         "session_id": record.get("session_id"),
         "time_us": time_us(record.get("startTime")),
         "call_id": record.get("request_id"),
         "text": last_user_text(_parsed(record.get("messages"))) or last_user_text(in_request),
         "model": record.get("model"),
-        "cost_usd": record.get("spend"),
+        "cost_usd": None if record.get("spend") == 0 and not is_hit else record.get("spend"),
         "prompt_tokens": record.get("prompt_tokens"),
         "completion_tokens": record.get("completion_tokens"),
     }

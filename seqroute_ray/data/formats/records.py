@@ -100,7 +100,7 @@ def csv_names(path: Path) -> list[str]:
         try:
             return next(csv.reader(file), [])
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not a readable CSV file: {one_line(error)}") from error
+            raise _unreadable_csv(path, error) from error
 
 
 def csv_records(path: Path) -> Iterator[Numbered]:
@@ -115,7 +115,12 @@ def csv_records(path: Path) -> Iterator[Numbered]:
                     yield _cells(line, header, cells)
                 line = rows.line_num + 1
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}:{rows.line_num}: not a readable CSV file: {one_line(error)}") from error
+            raise _unreadable_csv(f"{path}:{rows.line_num}", error) from error
+
+
+def _unreadable_csv(place: Path | str, error: csv.Error | UnicodeDecodeError) -> DataError:
+    why = "it must be UTF-8" if isinstance(error, UnicodeDecodeError) else one_line(error)
+    return DataError(f"{place}: not a readable CSV file: {why}")
 
 
 def _cells(line: int, header: list[str], cells: list[str]) -> Numbered:
