@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from seqroute_ray.core.errors import ConfigError, DataError
 from seqroute_ray.core.sessions import read_sessions
 from seqroute_ray.data.importer import ImportConfig, import_logs
-from seqroute_ray.data.log_files import FormatName, read_logs
+from seqroute_ray.data.log_files import FORMATS, FormatName, read_logs
 from tests.data.formats.support import CATALOG, FIXTURES
 from tests.data.test_importer import config_of, good_rows, write_lines, write_parquet
 
@@ -129,3 +129,10 @@ def test_no_logs_and_an_output_among_the_logs_are_refused(tmp_path: Path) -> Non
         replace(config, logs=())
     with pytest.raises(ConfigError, match=r"out must be outside the folders of logs, got .*sessions.parquet"):
         replace(config, logs=(tmp_path,))
+
+
+def test_every_format_is_in_the_table_and_has_an_example() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "import.md").read_text()
+    for name in FORMATS:
+        assert f"| `{name}`" in page
+        assert name == "seqroute" or f"seqroute import --format {name} " in page
