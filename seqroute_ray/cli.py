@@ -37,7 +37,7 @@ def sample(config: Annotated[SampleConfig, Flat], out: Path) -> Result:
 
 
 def import_(config: Annotated[ImportConfig, Flat]) -> Result:
-    """Check logs (JSONL or Parquet) and write session Parquet."""
+    """Check logs of turns, calls or episodes and write session Parquet."""
     from seqroute_ray.data.importer import import_logs
 
     return asdict(import_logs(config))

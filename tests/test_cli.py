@@ -36,6 +36,7 @@ def test_sample_and_import_print_one_json_line_each(tmp_path: Path) -> None:
         (("sample", "--out", "x", "--models", "gpt-9"), 2, "model 'gpt-9' is not in the catalog"),
         (("sample", "--out", "x", "--min-turns", "5", "--max-turns", "4"), 2, "min_turns <= max_turns"),
         (("import", "--logs", "absent.jsonl", "--out", "x"), 1, "absent.jsonl"),
+        (("import", "--logs", "a", "b", "--out", "x", "--price", "m=1/2", "--price", "n=1"), 2, "OUTPUT in USD per"),
         (("relabel", "--sessions", "absent.parquet", "--out", "x"), 1, "absent.parquet: no such session file"),
         (("train", "--dataset", "absent", "--out", "x"), 1, "absent: no finished dataset here"),
         (("train", "--dataset", "absent", "--out", "x", "--cql.gamma", "2"), 2, "gamma must be in [0, 1], got 2.0"),

@@ -25,6 +25,7 @@ class ModelSpec:
     size_b: float | None = None  # parameters in billions, where the name tells
     max_input_tokens: int | None = None
     max_output_tokens: int | None = None
+    aliases: tuple[str, ...] = ()  # other names in logs: with the provider before it, of a dated snapshot
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name):
@@ -40,6 +41,10 @@ class ModelSpec:
             limit = getattr(self, field)
             if limit is not None and not limit > 0:
                 raise ConfigError(f"model {self.name!r}: {field} must be > 0 or absent, got {limit!r}")
+        is_list = isinstance(self.aliases, list | tuple)
+        if not (is_list and all(isinstance(alias, str) and alias for alias in self.aliases)):
+            raise ConfigError(f"model {self.name!r}: aliases must be a list of names, got {self.aliases!r}")
+        object.__setattr__(self, "aliases", tuple(self.aliases))  # lists come from JSON and YAML
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,11 @@ class Catalog:
         repeated = {name for name in self.names if self.names.count(name) > 1}
         if repeated:
             raise ConfigError(f"each model may stand in the catalog once; repeated: {sorted(repeated)}")
+        for model in self.models:
+            for alias in model.aliases:
+                other = self.names[self.action_by_name[alias]]
+                if other != model.name:
+                    raise ConfigError(f"an alias may be of one model, got {alias!r} for {model.name!r} and {other!r}")
 
     def __len__(self) -> int:
         return len(self.models)
@@ -63,13 +73,15 @@ class Catalog:
         return tuple(model.name for model in self.models)
 
     @cached_property
-    def _action_by_name(self) -> dict[str, int]:
-        return {name: action for action, name in enumerate(self.names)}
+    def action_by_name(self) -> dict[str, int]:
+        """The action of each name and alias."""
+        by_alias = {alias: action for action, model in enumerate(self.models) for alias in model.aliases}
+        return by_alias | {name: action for action, name in enumerate(self.names)}
 
     def action(self, name: str) -> int:
-        """The action index of a model. Raises UnknownModelError."""
+        """The action index of a model, by name or alias. Raises UnknownModelError."""
         try:
-            return self._action_by_name[name]
+            return self.action_by_name[name]
         except KeyError:
             raise UnknownModelError(f"model {name!r} is not in the catalog; known: {', '.join(self.names)}") from None
 

@@ -17,7 +17,7 @@ def build_sessions(table: pa.Table, catalog: Catalog, embedder_name: str, embedd
 
     table: columns as of log_schema.conform, logged models all in the catalog. embeddings: [N, D] of the rows. Outcomes
     of models outside the catalog (a sub-pool) are left out. The logged model's own outcome is taken from the row where
-    a table with outcomes does not repeat it.
+    a table with outcomes does not repeat it; of two qualities the row's counts.
     """
     order = np.asarray(pc.sort_indices(table, sort_keys=[("session_id", "ascending"), ("turn", "ascending")]))
     table = table.take(pa.array(order))
@@ -69,4 +69,6 @@ def _outcome_matrices(
     row, model = cells.row[inside], cells.action[inside]
     outcome_quality[row, model] = np.where(cells.quality.known, cells.quality.value, np.nan)[inside]
     outcome_cost_nusd[row, model] = to_nusd(cells.cost_usd.value[inside])
+    judged = np.flatnonzero(np.isfinite(quality))
+    outcome_quality[judged, action[judged]] = quality[judged]
     return outcome_quality, outcome_cost_nusd

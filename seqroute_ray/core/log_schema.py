@@ -4,7 +4,7 @@ column                              type               rule
 session_id                          str                not empty
 turn                                int                0..T-1 in each session, no gaps
 text | embedding                    str | list<float>  one of the two columns (embedding wins); one width
-model                               str                in the catalog
+model                               str                in the catalog, by name or alias
 quality                             float or null      in [0, 1]; null: not judged; NaN is an error
 cost_usd                            float              in [0, MAX_TURN_COST_USD]; wins over tokens where both are given
 prompt_tokens + completion_tokens   int                >= 0, priced by the catalog
@@ -53,7 +53,6 @@ _REQUIRED: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("session_id",),),
     (("turn",),),
     (("model",),),
-    (("quality",),),
     (("embedding",), ("text",)),
     (("cost_usd",), ("prompt_tokens", "completion_tokens")),
 )
@@ -65,9 +64,8 @@ def conform(table: pa.Table, file: str) -> pa.Table:
 
     Raises DataError naming the file and the column that is missing or of a wrong type.
     """
-    columns = {
-        field.name: _cast(table[field.name], field, file) for field in LOG_SCHEMA if field.name in table.column_names
-    }
+    table = fit_types(table, file)
+    columns = dict(zip(table.column_names, table.columns, strict=True))
     for name in {"session_id", "group_id"} & columns.keys():
         columns[name] = pc.if_else(pc.equal(columns[name], ""), pa.scalar(None, pa.string()), columns[name])
     columns = {name: column for name, column in columns.items() if column.null_count < len(column)}
@@ -79,6 +77,12 @@ def conform(table: pa.Table, file: str) -> pa.Table:
         if field.name not in columns and field.name not in _STAYS_ABSENT:
             columns[field.name] = pa.nulls(table.num_rows, field.type)
     return pa.table(columns)
+
+
+def fit_types(table: pa.Table, file: str, schema: pa.Schema = LOG_SCHEMA) -> pa.Table:
+    """The columns that the schema names, in its types. Raises DataError naming file and column of a wrong type."""
+    present = [field for field in schema if field.name in table.column_names]
+    return pa.table({field.name: _cast(table[field.name], field, file) for field in present})
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field, file: str) -> pa.ChunkedArray:
@@ -136,8 +140,7 @@ def codes(column: pa.ChunkedArray | pa.Array) -> tuple[IntArray, list[str]]:
 def actions(column: pa.ChunkedArray | pa.Array, catalog: Catalog) -> IntArray:
     """[N] action of each model name; -1 for null or a model that is not in the catalog."""
     index, names = codes(column)
-    known = {name: action for action, name in enumerate(catalog.names)}
-    return np.array([*(known.get(name, -1) for name in names), -1], dtype=np.int64)[index]
+    return np.array([*(catalog.action_by_name.get(name, -1) for name in names), -1], dtype=np.int64)[index]
 
 
 def turn_cost_usd(table: pa.Table, catalog: Catalog) -> FloatArray:

@@ -1,6 +1,6 @@
 """Which log rows break the log schema, and why: all rules at once, column by column."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from seqroute_ray.core.log_schema import (
 
 _SPOILED = "session has a bad row: "
 _COST_RULE = f"cost_usd must be in [0, {MAX_TURN_COST_USD:.0f}]"
+_MODEL_RULE = "model must be in the catalog (add it or an alias, or its price by --price MODEL=INPUT/OUTPUT)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,32 @@ class BadRow:
 class Origin:
     """Where the rows of a table come from."""
 
-    file: str = "table"
-    line: IntArray | None = None  # [N] line of each row; None: row numbers from 1
+    file: NDArray[np.object_]  # [N] names
+    line: IntArray  # [N] from 1
     broken: Mapping[int, str] = field(default_factory=dict)  # reasons by row that reading the file found already
 
-    def line_of(self, row: int) -> int:
-        return row + 1 if self.line is None else int(self.line[row])
+    @classmethod
+    def of_rows(cls, file: str, num_rows: int) -> "Origin":
+        """One file without lines: rows are numbered from 1."""
+        return cls(file=np.full(num_rows, file, dtype=object), line=np.arange(1, num_rows + 1))
+
+    @classmethod
+    def join(cls, origins: Sequence["Origin"]) -> "Origin":
+        """The origin of tables one after the other."""
+        starts = np.cumsum([0, *(len(origin.line) for origin in origins)]).tolist()
+        return cls(
+            file=np.concatenate([origin.file for origin in origins]),
+            line=np.concatenate([origin.line for origin in origins]),
+            broken={
+                start + row: reason
+                for start, origin in zip(starts, origins, strict=False)
+                for row, reason in origin.broken.items()
+            },
+        )
+
+    def place(self, row: int) -> str:
+        """FILE:LINE of a row."""
+        return f"{self.file[row]}:{self.line[row]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +95,7 @@ def check_rows(
     table: columns as of log_schema.conform. models: the sub-pool that logged models must be in; () is the whole
     catalog. One bad row makes its whole session bad: the others get the reason "session has a bad row: FILE:LINE".
     """
-    origin = origin or Origin()
+    origin = origin or Origin.of_rows("table", table.num_rows)
     reasons = dict(origin.broken)
     session, _ = codes(table["session_id"])
     for rule in _row_rules(table, catalog, models, session):
@@ -100,8 +121,7 @@ def _spread(reasons: dict[int, str], session: IntArray, origin: Origin) -> None:
     first_bad = {int(session[row]): row for row in sorted(reasons, reverse=True)}
     for row in np.flatnonzero(np.isin(session, list(first_bad))).tolist():
         if row not in reasons:
-            line = origin.line_of(first_bad[int(session[row])])
-            reasons[row] = f"{_SPOILED}{origin.file}:{line}"
+            reasons[row] = _SPOILED + origin.place(first_bad[int(session[row])])
 
 
 def _row_rules(table: pa.Table, catalog: Catalog, models: tuple[str, ...], session: IntArray) -> Iterator[_Rule]:
@@ -143,7 +163,7 @@ def _model_rules(table: pa.Table, catalog: Catalog, models: tuple[str, ...]) -> 
         return model[row].as_py()
 
     yield _Rule(np.asarray(pc.is_null(model)), "model is missing; every turn names the model that answered")
-    yield _Rule(action < 0, "model must be in the catalog (add it with its prices, or leave its sessions out)", name)
+    yield _Rule(action < 0, _MODEL_RULE, name)
     if models:
         outside = ~np.isin(action, [catalog.action(name) for name in models])
         yield _Rule(outside, f"model must be among the chosen models ({', '.join(models)})", name)
@@ -177,12 +197,17 @@ def _cost_rules(table: pa.Table, catalog: Catalog) -> Iterator[_Rule]:
 
 
 def _part_rules(table: pa.Table, session: IntArray) -> Iterator[_Rule]:
-    part, names = codes(pc.fill_null(table["part"], ""))
+    index, unsorted = codes(pc.fill_null(table["part"], ""))
+    names = sorted(unsorted)  # so that which part is the home does not depend on the order of rows
+    rank = {name: position for position, name in enumerate(names)}
+    part = np.array([rank[name] for name in unsorted], dtype=np.int64)[index]
     unknown = ~np.isin(part, [code for code, name in enumerate(names) if name in ("", *PARTS)])
     yield _Rule(unknown, "part must be fit, tune, test or null", lambda row: names[part[row]])
     for what, key in (("session", session), ("group_id", codes(group_key(table))[0])):
-        _, first, code = np.unique(key, return_index=True, return_inverse=True)
-        home = part[first][code]
+        _, code = np.unique(key, return_inverse=True)
+        home = np.full(len(key), len(names))
+        np.minimum.at(home, code, part)
+        home = home[code]
         yield _Rule((key >= 0) & (part != home), f"a {what} must be in one part", _both(names, home, part))
 
 

@@ -25,9 +25,14 @@ models = st.builds(
     max_input_tokens=counts,
     max_output_tokens=counts,
 )
-catalogs = st.lists(models, min_size=1, max_size=5, unique_by=lambda model: model.name).map(
-    lambda pool: Catalog(tuple(pool))
-)
+
+
+def _with_aliases(pool: list[ModelSpec]) -> Catalog:
+    """Names are at most 8 characters, so that an alias is never another model's name."""
+    return Catalog(tuple(replace(model, aliases=(f"provider/{model.name}", model.name)) for model in pool))
+
+
+catalogs = st.lists(models, min_size=1, max_size=5, unique_by=lambda model: model.name).map(_with_aliases)
 
 
 @given(catalogs)
@@ -40,6 +45,12 @@ def test_a_catalog_survives_the_way_to_json_and_back(catalog: Catalog) -> None:
 @given(catalogs)
 def test_the_position_of_a_model_is_its_action(catalog: Catalog) -> None:
     assert [catalog.action(name) for name in catalog.names] == list(range(len(catalog)))
+
+
+@given(catalogs)
+def test_an_alias_is_its_models_action_and_no_part_of_the_fingerprint(catalog: Catalog) -> None:
+    assert [catalog.action(f"provider/{name}") for name in catalog.names] == list(range(len(catalog)))
+    assert Catalog(tuple(replace(model, aliases=()) for model in catalog.models)).fingerprint == catalog.fingerprint
 
 
 @given(catalogs, st.data())
@@ -96,11 +107,18 @@ def test_an_unknown_model_is_named_with_the_known_ones() -> None:
         ({"usd_per_m_output": float("inf")}, "usd_per_m_output must be a number >= 0 .* got inf"),
         ({"usd_per_m_input": "1.0"}, "usd_per_m_input must be a number >= 0 .* got '1.0'"),
         ({"usd_per_m_input": None}, "usd_per_m_input must be a number >= 0 .* got None"),
+        ({"aliases": "gpt"}, "model 'm': aliases must be a list of names, got 'gpt'"),
+        ({"aliases": [1]}, r"model 'm': aliases must be a list of names, got \[1\]"),
+        ({"aliases": [""]}, r"model 'm': aliases must be a list of names, got \[''\]"),
     ],
 )
 def test_a_model_that_cannot_be_meant_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         ModelSpec(**{"name": "m", "usd_per_m_input": 1.0, "usd_per_m_output": 1.0, **fields})
+
+
+def named(name: str, aliases: list[str]) -> list[dict[str, Any]]:
+    return [{"name": name, "usd_per_m_input": 1.0, "usd_per_m_output": 1.0, "aliases": aliases}]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +128,8 @@ def test_a_model_that_cannot_be_meant_is_refused(fields: dict[str, Any], words: 
         ([{"name": "m", "usd_per_m_input": 1.0}], "wrong fields: .*usd_per_m_output"),
         ([{"name": "m", "usd_per_m_input": 1.0, "usd_per_m_output": 1.0, "price": 1}], "wrong fields: .*price"),
         ([{"name": "m", "usd_per_m_input": 1.0, "usd_per_m_output": 1.0}] * 2, r"repeated: \['m'\]"),
+        (named("a", ["x"]) + named("b", ["x"]), "an alias may be of one model, got 'x' for 'a' and 'b'"),
+        (named("a", ["b"]) + named("b", []), "an alias may be of one model, got 'b' for 'a' and 'b'"),
     ],
 )
 def test_a_catalog_that_cannot_be_meant_is_refused_in_one_line(rows: list[dict[str, Any]], words: str) -> None:

@@ -195,7 +195,7 @@ BAD_FIELDS: list[tuple[Row, str]] = [
 def test_one_bad_field_makes_its_session_bad_and_no_other(fields: Row, words: str) -> None:
     rows = [row(session, turn) for session in ("good", "bad", "other") for turn in range(3)]
     rows[4] |= fields
-    found = {bad.row: bad.reason for bad in check_rows(table_of(rows), CATALOG, Origin(file="logs"))}
+    found = {bad.row: bad.reason for bad in check_rows(table_of(rows), CATALOG, Origin.of_rows("logs", len(rows)))}
     assert re.search(words, found[4])
     assert "\n" not in found[4]
     assert set(found) == {3, 4, 5}
@@ -233,6 +233,27 @@ def test_a_group_in_two_parts_costs_the_sessions_of_the_second_part() -> None:
     }
 
 
+def test_joined_origins_name_each_rows_file_and_line_and_what_reading_found() -> None:
+    lines = Origin(file=np.array(["a", "a"], dtype=object), line=np.array([2, 5]), broken={1: "torn"})
+    origin = Origin.join([lines, Origin.of_rows("b", 1), lines])
+    assert [origin.place(row) for row in range(5)] == ["a:2", "a:5", "b:1", "a:2", "a:5"]
+    assert origin.broken == {1: "torn", 4: "torn"}
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_which_part_is_a_groups_own_does_not_depend_on_the_order_of_rows(swap: bool) -> None:
+    rows = [row("a", 0, part="fit", group_id="g"), row("b", 0, part="test", group_id="g")]
+    [bad] = check_rows(table_of(rows[::-1] if swap else rows), CATALOG)
+    assert (bad.row, bad.reason) == (0 if swap else 1, "a group_id must be in one part, got ('fit', 'test')")
+
+
+def test_the_rows_own_quality_counts_where_outcomes_repeat_its_model() -> None:
+    again = [{"model": "small", "quality": 0.25, "cost_usd": 0.5}]
+    sessions = group([row("s", 0, outcomes=again), row("s", 1, quality=None, outcomes=again)])
+    assert sessions.outcome_quality[:, 0].tolist() == [1.0, 0.25]
+    assert sessions.outcome_cost_nusd[:, 0].tolist() == [500_000_000] * 2
+
+
 def test_a_sub_pool_refuses_other_logged_models() -> None:
     [bad] = check_rows(table_of([row("s", 0)]), CATALOG, models=("large", "middle"))
     assert bad.reason == "model must be among the chosen models (large, middle), got 'small'"
@@ -251,7 +272,6 @@ def test_an_unknown_model_in_a_row_makes_exactly_its_session_bad(rows: list[Row]
 
 WRONG_TABLES: list[tuple[Row, str]] = [
     ({"model": pa.nulls(1, pa.string())}, "logs: no row has model"),
-    ({"quality": None}, "logs: no row has quality"),
     ({"embedding": None}, "logs: no row has embedding or text"),
     ({"cost_usd": None, "prompt_tokens": pa.array([1])}, r"no row has cost_usd or prompt_tokens \+ completion_tokens"),
     ({"session_id": pa.array([1])}, "column 'session_id' must be string, got int64"),

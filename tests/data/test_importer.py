@@ -14,8 +14,9 @@ from seqroute_ray.core.log_schema import LOG_SCHEMA
 from seqroute_ray.core.queries import UNKNOWN_TYPE
 from seqroute_ray.core.sessions import read_sessions, to_table
 from seqroute_ray.data.bundled import load_outcomes
+from seqroute_ray.data.formats.rows import ROWS_PER_BLOCK
 from seqroute_ray.data.importer import ImportConfig, import_logs
-from seqroute_ray.data.log_files import LINES_PER_BLOCK, read_logs
+from seqroute_ray.data.log_files import read_logs
 from seqroute_ray.data.sample import DEFAULT_POOL, SampleConfig, sample_logs
 
 SMALL, MIDDLE, LARGE = DEFAULT_POOL
@@ -45,7 +46,7 @@ def write_parquet(path: Path, rows: list[Row]) -> Path:
 
 
 def config_of(logs: Path, **fields: Any) -> ImportConfig:
-    return ImportConfig(logs=logs, out=logs.with_name("sessions.parquet"), **fields)
+    return ImportConfig(logs=(logs,), out=logs.with_name("sessions.parquet"), **fields)
 
 
 def quarantined(logs: Path) -> list[Row]:
@@ -179,7 +180,7 @@ def test_json_lines_and_parquet_give_the_same_sessions(tmp_path: Path) -> None:
     pq.write_table(table, parquet)
     write_lines(lines, table.to_pylist())
     ours, theirs = (
-        read_sessions(import_logs(ImportConfig(logs=logs, out=tmp_path / f"{logs.suffix}.out")).out)
+        read_sessions(import_logs(ImportConfig(logs=(logs,), out=tmp_path / f"{logs.suffix}.out")).out)
         for logs in (parquet, lines)
     )
     assert to_table(ours).equals(to_table(theirs), check_metadata=True)
@@ -260,17 +261,17 @@ def test_a_config_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"max_bad_share must be in \[0, 1\], got 2"):
         config_of(tmp_path / "logs.jsonl", max_bad_share=2)
     with pytest.raises(ConfigError, match="out must be another file than logs"):
-        ImportConfig(logs=tmp_path / "logs.parquet", out=tmp_path / "logs.parquet")
+        ImportConfig(logs=(tmp_path / "logs.parquet",), out=tmp_path / "logs.parquet")
 
 
 def test_lines_keep_their_numbers_over_blocks_blank_lines_and_byte_order_marks(tmp_path: Path) -> None:
-    num_rows = LINES_PER_BLOCK + 3
+    num_rows = ROWS_PER_BLOCK + 3
     rows = [row(f"s{index}", 0, extra={"ignored": [1]}) for index in range(num_rows)]
     rows[-1]["quality"], rows[-2]["quality"] = float("nan"), "high"
     logs = write_lines(tmp_path / "logs.ndjson", rows)
     logs.write_bytes(b"\xef\xbb\xbf" + logs.read_bytes().replace(b"\n", b"\r\n\r\n"))
-    file = read_logs(logs)
+    file = read_logs([logs])
     assert file.table["session_id"].to_pylist() == [f"s{index}" for index in range(num_rows)]
-    assert [file.origin.line_of(index) for index in range(num_rows)] == list(range(1, 2 * num_rows, 2))
+    assert file.origin.line.tolist() == list(range(1, 2 * num_rows, 2))
     assert np.isnan(file.table["quality"].to_pylist()[-1])
     assert list(file.origin.broken) == [num_rows - 2]

@@ -58,7 +58,7 @@ def sampled_sessions(folder: Path, part: Part, num_sessions: int) -> Path:
     sample = SampleConfig(num_sessions=num_sessions, part=part, with_outcomes=True, focused_share=0.2)
     write_sample(sample, folder / f"logs-{part}.parquet")
     return import_logs(
-        ImportConfig(logs=folder / f"logs-{part}.parquet", out=folder / f"{part}.parquet", models=DEFAULT_POOL)
+        ImportConfig(logs=(folder / f"logs-{part}.parquet",), out=folder / f"{part}.parquet", models=DEFAULT_POOL)
     ).out
 
 
