@@ -6,7 +6,7 @@ Sessions are sampled from the bundled outcomes (N, and F times as many); every m
 Needs polars (`pip install polars`). Ends with one JSON line; times are CPU seconds.
 
 kernel    core/hbr.py on sessions in memory, plus the Parquet encoding of both tables
-local     all shards of `--runner local`: read, estimate, relabel, encode, checksum, write (the fit of the estimator apart)
+local     all shards of `--runner local`: read, estimate, relabel, encode, checksum, write; the estimator's fit apart
 polars    the same transitions by expressions of polars from the same paths and budgets, written as Parquet
 loop      the same transitions turn by turn in Python, the test oracle: equal rows, or the benchmark fails; over local:
           the local runner with the loop in the kernel's place
@@ -64,7 +64,7 @@ def make_sessions(settings: Settings, num_sessions: int) -> Path:
     if not path.exists():
         logs = settings.out / f"logs-{num_sessions}.parquet"
         write_sample(SampleConfig(num_sessions=num_sessions, with_outcomes=True, seed=settings.seed), logs)
-        import_logs(ImportConfig(logs=logs, out=path))
+        import_logs(ImportConfig(logs=(logs,), out=path))
         logs.unlink()
     return path
 

@@ -43,11 +43,34 @@ def import_(config: Annotated[ImportConfig, Flat]) -> Result:
     return asdict(import_logs(config))
 
 
-def relabel(config: Annotated[RelabelConfig, Flat]) -> Result:
-    """Relabel sessions under hypothetical budgets on Ray Data."""
+def relabel(config: Annotated[RelabelConfig, Flat], dry_run: bool = False) -> Result:
+    """Relabel sessions under hypothetical budgets, on Ray Data or in this process.
+
+    Args:
+        config: what to relabel.
+        dry_run: Print what would be written (rows, bytes, budgets), from one shard, and write nothing.
+    """
+    if dry_run:
+        from seqroute_ray.data.dry_run import plan_relabeling
+
+        return asdict(plan_relabeling(config))
     from seqroute_ray.stages import relabel
 
     return relabel(config)
+
+
+def inspect(dataset: tyro.conf.Positional[str]) -> Result:
+    """Print what a dataset holds, whether every model occurs at every budget, and check all checksums.
+
+    Args:
+        dataset: Folder or URI written by `seqroute relabel`.
+    """
+    from seqroute_ray.data.inspect import inspect_dataset, tables, to_json
+    from seqroute_ray.progress import console
+
+    inspection = inspect_dataset(dataset)
+    console.print(*tables(inspection), sep="\n")
+    return to_json(inspection)
 
 
 def train(config: Annotated[TrainConfig, Flat]) -> Result:
@@ -108,6 +131,7 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "sample": sample,
     "import": import_,
     "relabel": relabel,
+    "inspect": inspect,
     "train": train,
     "calibrate": calibrate,
     "add-model": add_model,

@@ -83,7 +83,9 @@ class QueryFeatures:
             raise DataError(
                 f"the estimator was fitted on {self.num_dims}-d embeddings, got shape {queries.embedding.shape}"
             )
-        suggested = sigmoid(queries.embedding.astype(np.float32, copy=False) @ self.type_weights[:-1] + self.type_weights[-1])
+        suggested = sigmoid(
+            queries.embedding.astype(np.float32, copy=False) @ self.type_weights[:-1] + self.type_weights[-1]
+        )
         suggested = suggested / suggested.sum(axis=1, keepdims=True)
         named = queries.task_type[:, None] == self.types
         share = np.where(named.any(axis=1, keepdims=True), named, suggested)

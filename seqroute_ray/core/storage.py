@@ -65,9 +65,13 @@ class Folder:
 
     def names(self) -> list[str]:
         """The files in it, at any depth, sorted; none when there is no such folder."""
+        return sorted(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file in it, at any depth."""
         filesystem, root = self._resolved
         found = filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
-        return sorted(info.path[len(root.rstrip("/")) + 1 :] for info in found if info.type == FileType.File)
+        return {info.path[len(root.rstrip("/")) + 1 :]: info.size for info in found if info.type == FileType.File}
 
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""

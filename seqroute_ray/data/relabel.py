@@ -93,11 +93,7 @@ def relabel_sessions(config: RelabelConfig, progress: Progress = lambda _done: N
         if manifest["key"] != key:
             raise DataError(f"{config.out}: holds a finished dataset of other settings; choose another folder")
         return _report(manifest, config, num_resumed=len(manifest["shards"]), num_workers=0)
-    if config.hbr.paths != "logged" and not sessions.has_a_tree():
-        raise DataError(
-            f"{config.sessions}: paths={config.hbr.paths} needs sessions with every model's outcome of every turn; "
-            "there is none; use paths=logged"
-        )
+    refuse_paths_without_outcomes(config, sessions)
     shards = Shards.prepare(config, sessions, key)
     done, quarantined = run_shards(shards, config, sessions, progress)
     receipts = [{name: row[name] for name in SHARD_FIELDS} for row in done]
@@ -121,6 +117,15 @@ def relabel_sessions(config: RelabelConfig, progress: Progress = lambda _done: N
     resumed = sum(row["resumed"] for row in done)
     workers = {row[WORKER] for row in done if not row["resumed"]}
     return _report(manifest, config, num_resumed=resumed, num_workers=len(workers))
+
+
+def refuse_paths_without_outcomes(config: RelabelConfig, sessions: SessionFile) -> None:
+    """Raises DataError when the paths that are asked for are in no session."""
+    if config.hbr.paths != "logged" and not sessions.has_a_tree():
+        raise DataError(
+            f"{config.sessions}: paths={config.hbr.paths} needs sessions with every model's outcome of every turn; "
+            "there is none; use paths=logged"
+        )
 
 
 def _key(config: RelabelConfig, sessions: SessionFile) -> str:
