@@ -16,7 +16,6 @@ ray       all shards on Ray Data with two workers, every process of the cluster 
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -169,8 +168,9 @@ def measure(settings: Settings) -> Measured:
     if settings.measure == "kernel":
         shard_work = prepare(settings, source, "local")
         turns = [shard_work.features(shard) for shard in shards]
+        hard = [shard_work.difficulty(shard) for shard in shards]
         timed("encode_transitions", (ds.encode_transitions([rows]) for rows in relabeled))
-        timed("encode_turns", map(ds.encode_turns, (shard.embedding for shard in shards), turns))
+        timed("encode_turns", map(ds.encode_turns, (shard.embedding for shard in shards), turns, hard))
         size = sum(len(ds.encode_transitions([rows])) for rows in relabeled)
         return {"cpu_s": seconds, "bytes_a_transition": size / sum(len(rows) for rows in relabeled)}
     if settings.measure == "loop":
@@ -241,12 +241,12 @@ def peak_memory_mb() -> float:
     """The most of this process or of one of Ray's workers, each of which has a shard in memory."""
     import psutil
 
-    peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
+    pids = [os.getpid()]
     for process in psutil.Process().children(recursive=True):
         if "ray::" in process.name() or "ray::" in " ".join(process.cmdline()):
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            peaks.append(int(status.split("VmHWM:")[1].split()[0]) / 1024)
-    return max(peaks)
+            pids.append(process.pid)
+    # Not ru_maxrss: a child's begins at what its parent had in memory.
+    return max(int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024 for pid in pids)
 
 
 def run(settings: Settings, what: What, sessions: Path, num_cpus: int = 2) -> Measured:

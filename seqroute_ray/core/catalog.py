@@ -107,7 +107,7 @@ class Catalog:
         return np.asarray(price_in[action] * prompt_tokens + price_out[action] * completion_tokens)
 
     def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(model) for model in self.models]
+        return [{**asdict(model), "aliases": list(model.aliases)} for model in self.models]
 
     @classmethod
     def from_json(cls, rows: Iterable[dict[str, Any]]) -> "Catalog":

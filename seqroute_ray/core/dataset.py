@@ -59,6 +59,7 @@ class Dataset:
     layout: StateLayout
     estimator: OutcomeEstimator
     turns: TurnFeatures  # [N] of every turn, cross-fitted
+    difficulty: NDArray[np.int8]  # [N] of the turns; see strata.py
     transitions: Transitions  # turn_row counts the turns of all shards
     manifest: dict[str, Any]
 
@@ -88,14 +89,15 @@ def encode_transitions(chunks: Iterable[Transitions]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def encode_turns(embedding: NDArray[np.float16], turns: TurnFeatures) -> bytes:
-    """The Parquet file of a shard's N turns; embedding: [N, D]."""
+def encode_turns(embedding: NDArray[np.float16], turns: TurnFeatures, difficulty: NDArray[np.int8]) -> bytes:
+    """The Parquet file of a shard's N turns; embedding: [N, D], difficulty: [N]."""
 
     def matrix(values: NDArray[np.float32]) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
     columns = {
         "embedding": fixed_binary(embedding),
+        "difficulty": pa.array(difficulty),
         "history": matrix(turns.history),
         **{name: matrix(getattr(turns.estimates, name)) for name in ESTIMATE_COLUMNS},
     }
@@ -136,9 +138,11 @@ def read_manifest(location: Location) -> dict[str, Any]:
 def read_dataset(location: Location) -> Dataset:
     """Read a finished dataset. Raises DataError naming the file that is missing or damaged."""
     manifest, folder = read_manifest(location), Folder.at(location)
-    turns, transitions, first_row = [], [], 0
+    turns, difficulty, transitions, first_row = [], [], [], 0
     for shard in manifest["shards"]:
-        turns.append(read_turns(folder, shard))
+        features, hard = read_turns(folder, shard)
+        turns.append(features)
+        difficulty.append(hard)
         rows = read_transitions(folder, shard)
         transitions.append(replace(rows, turn_row=rows.turn_row.astype(np.int64) + first_row))
         first_row += len(turns[-1])
@@ -148,28 +152,30 @@ def read_dataset(location: Location) -> Dataset:
         layout=StateLayout.from_json(manifest["layout"]),
         estimator=read_estimator(folder, manifest["estimator_sha256"]),
         turns=TurnFeatures.concatenate(turns),
+        difficulty=np.concatenate(difficulty),
         transitions=Transitions.concatenate(transitions),
         manifest=manifest,
     )
 
 
-def read_turns(folder: Folder, shard: Mapping[str, Any]) -> TurnFeatures:
-    """The turns of one shard of a manifest. Raises DataError when they are not what the manifest says."""
+def read_turns(folder: Folder, shard: Mapping[str, Any]) -> tuple[TurnFeatures, NDArray[np.int8]]:
+    """A shard's turns and their difficulty [N]. Raises DataError when they are not what the manifest says."""
 
-    def parse(content: bytes) -> TurnFeatures:
-        table = pq.read_table(pa.BufferReader(content), columns=["history", *ESTIMATE_COLUMNS])
+    def parse(content: bytes) -> tuple[TurnFeatures, NDArray[np.int8]]:
+        table = pq.read_table(pa.BufferReader(content), columns=["difficulty", "history", *ESTIMATE_COLUMNS])
 
         def matrix(name: str) -> NDArray[np.float32]:
             column = table[name].combine_chunks()
             return np.asarray(column.flatten(), dtype=np.float32).reshape(len(column), column.type.list_size)
 
-        return TurnFeatures(Estimates(*(matrix(name) for name in ESTIMATE_COLUMNS)), matrix("history"))
+        features = TurnFeatures(Estimates(*(matrix(name) for name in ESTIMATE_COLUMNS)), matrix("history"))
+        return features, table["difficulty"].to_numpy()
 
     return _checked(folder, shard_files(shard["shard"])[0], shard["turns_sha256"], parse)
 
 
 def read_transitions(folder: Folder, shard: Mapping[str, Any]) -> Transitions:
-    """The transitions of one shard; turn_row counts its own turns. Raises DataError as read_turns."""
+    """A shard's transitions; turn_row counts its own turns. Raises DataError as read_turns."""
 
     def parse(content: bytes) -> Transitions:
         table = pq.read_table(pa.BufferReader(content), schema=TRANSITION_SCHEMA)

@@ -15,15 +15,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from seqroute_ray.core import dataset as ds
+from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.core.errors import ConfigError, DataError
 from seqroute_ray.core.estimator import EstimatorConfig, OutcomeEstimator, cross_fit, fit_estimator, held_out, observe
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel_in_chunks
 from seqroute_ray.core.mdp import StateLayout, TurnFeatures, running_mean
-from seqroute_ray.core.sessions import Sessions
+from seqroute_ray.core.sessions import Sessions, observed_outcomes
 from seqroute_ray.core.storage import Folder, Location
+from seqroute_ray.core.strata import NUM_STRATA, difficulty, importance_weights, strata, stratum_names
 from seqroute_ray.data.runners import WORKER, Row, RunnerName, Task, Work, run
 from seqroute_ray.data.session_file import SessionFile
 
@@ -107,6 +110,7 @@ def relabel_sessions(config: RelabelConfig, progress: Progress = lambda _done: N
         **totals,
         "quarantined": quarantined,
         "mean_cost_usd": sessions.mean_cost_usd.tolist(),
+        "strata": strata_rows(np.sum([row["strata"] for row in receipts], axis=0)),
         "estimator_sha256": shards.estimator_sha256,
         "shards": receipts,
         "data_fingerprint": ds.fingerprint(receipts, shards.estimator_sha256),
@@ -140,6 +144,16 @@ def _key(config: RelabelConfig, sessions: SessionFile) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def strata_rows(counts: IntArray) -> list[dict[str, Any]]:
+    """The strata that occur, with the weight that undoes drawing them equally often; counts: [NUM_STRATA]."""
+    weights = importance_weights(counts)
+    return [
+        {"difficulty": name, "bankrupt": bankrupt, "num_transitions": int(count), "weight": float(weight)}
+        for (name, bankrupt), count, weight in zip(stratum_names(), counts, weights, strict=True)
+        if count
+    ]
+
+
 def _report(manifest: dict[str, Any], config: RelabelConfig, num_resumed: int, num_workers: int) -> RelabelReport:
     return RelabelReport(
         **{name: manifest[name] for name in COUNTS},
@@ -162,7 +176,7 @@ def _tidy(folder: Folder, receipts: Sequence[Row]) -> None:
 
 
 COUNTS = ("num_sessions", "num_turns", "num_transitions", "num_bankrupt")
-SHARD_FIELDS = ("shard", *COUNTS, "turns_sha256", "transitions_sha256")
+SHARD_FIELDS = ("shard", *COUNTS, "strata", "turns_sha256", "transitions_sha256")
 
 
 @dataclass(frozen=True)
@@ -210,6 +224,11 @@ class Shards:
             estimates, summary = held_out(self.models, sessions)
         return TurnFeatures(estimates, running_mean(summary, sessions.offsets))
 
+    def difficulty(self, sessions: Sessions) -> NDArray[np.int8]:
+        """[N] of the sessions' turns, as far as outcomes tell."""
+        quality, _ = observed_outcomes(sessions)
+        return difficulty(quality, self.sessions.cheapest, self.sessions.strongest)
+
     def write(self, task: Task) -> Row:
         """Relabel one shard, or find it done: its files, then its receipt."""
         receipt = f"{RECEIPTS}/part-{task['shard']:05d}.json"
@@ -219,8 +238,9 @@ class Shards:
             return {**found, "resumed": True}
         sessions = self.sessions.read(task["shard"])
         sessions = sessions.take(~np.isin(sessions.session_id, terms["left_out"]))
-        turns = ds.encode_turns(sessions.embedding, self.features(sessions))
-        counts = Counts()
+        hard = self.difficulty(sessions)
+        turns = ds.encode_turns(sessions.embedding, self.features(sessions), hard)
+        counts = Counts(hard)
         chunks = relabel_in_chunks(sessions, self.layout.reference_cost_usd, self.hbr)
         transitions = ds.encode_transitions(counts.of(chunks))
         row = {
@@ -229,6 +249,7 @@ class Shards:
             "num_turns": len(sessions.action),
             "num_transitions": counts.num_transitions,
             "num_bankrupt": counts.num_bankrupt,
+            "strata": counts.strata.tolist(),
             "turns_sha256": ds.sha256(turns),
             "transitions_sha256": ds.sha256(transitions),
         }
@@ -251,7 +272,7 @@ class Shards:
     def probe(self, task: Task) -> Row:
         """Do the work on one session alone, for nothing but to see whether the worker lives."""
         session = self.sessions.read(task["shard"]).take(np.array([task["session"]]))
-        ds.encode_turns(session.embedding, self.features(session))
+        ds.encode_turns(session.embedding, self.features(session), self.difficulty(session))
         ds.encode_transitions(relabel_in_chunks(session, self.layout.reference_cost_usd, self.hbr))
         return {"shard": task["shard"], "session": task["session"]}
 
@@ -260,14 +281,22 @@ class Shards:
 class Counts:
     """Counts transitions as they pass."""
 
-    num_transitions: int = 0
-    num_bankrupt: int = 0
+    difficulty: NDArray[np.int8]  # [N] of the shard's turns
+    strata: IntArray = field(default_factory=lambda: np.zeros(NUM_STRATA, dtype=np.int64))
 
     def of(self, chunks: Iterator[Transitions]) -> Iterator[Transitions]:
         for chunk in chunks:
-            self.num_transitions += len(chunk)
-            self.num_bankrupt += int(chunk.bankrupt.sum())
+            stratum = strata(self.difficulty[chunk.turn_row], chunk.bankrupt)
+            self.strata += np.bincount(stratum, minlength=NUM_STRATA)
             yield chunk
+
+    @property
+    def num_transitions(self) -> int:
+        return int(self.strata.sum())
+
+    @property
+    def num_bankrupt(self) -> int:
+        return int(self.strata[1::2].sum())
 
 
 def run_shards(

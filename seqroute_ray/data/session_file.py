@@ -17,6 +17,7 @@ from seqroute_ray.core.storage import Location, resolve
 
 PART = "fit"  # what training may see
 SAMPLE_SEED = 0
+NARROW = ["session_id", "part", "action", "cost_nusd", "quality"]  # columns that the totals need
 HASH_BLOCK_BYTES = 1 << 22
 
 
@@ -32,6 +33,7 @@ class SessionFile:
     num_turns: IntArray  # [G]
     expected_turns_left: tuple[float, ...]
     mean_cost_usd: FloatArray  # [K] of a logged turn
+    mean_quality: FloatArray  # [K] of a logged turn; NaN: never judged
     keys: Bits  # [S] random, one a session: the lowest are the sample
     sha256: str
 
@@ -41,18 +43,23 @@ class SessionFile:
         head = read_sessions(location, row_groups=[])
         parts, lengths, keys = [], [], []
         total_nusd, count = (np.zeros(len(head.catalog), dtype=np.int64) for _ in range(2))
+        total_quality, num_judged = np.zeros(len(head.catalog)), np.zeros(len(head.catalog), dtype=np.int64)
         with open_sessions(location) as file:
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["session_id", "part", "action", "cost_nusd"])
+                table = file.read_row_group(group, columns=NARROW)
                 parts.append(np.array(table["part"].to_pylist(), dtype=np.str_))
                 lengths.append(np.asarray(table["action"].combine_chunks().value_lengths(), dtype=np.int64))
                 keys.append(text_keys(SAMPLE_SEED, table["session_id"].to_pylist()))
                 chosen = np.repeat(np.isin(parts[-1], ("", PART)), lengths[-1])
-                action, cost_nusd = (
-                    np.asarray(table[name].combine_chunks().flatten())[chosen] for name in ("action", "cost_nusd")
+                action, cost_nusd, quality = (
+                    np.asarray(table[name].combine_chunks().flatten())[chosen]
+                    for name in ("action", "cost_nusd", "quality")
                 )
                 np.add.at(total_nusd, action, cost_nusd)
                 count += np.bincount(action, minlength=len(count))
+                judged = np.isfinite(quality)
+                total_quality += np.bincount(action[judged], weights=quality[judged], minlength=len(count))
+                num_judged += np.bincount(action[judged], minlength=len(count))
         if not parts:
             raise DataError(f"{location}: the session file has 0 sessions; import some logs")
         names = set(np.concatenate(parts).tolist()) - {""}
@@ -68,6 +75,7 @@ class SessionFile:
             num_turns=np.array([of[mask].sum() for of, mask in zip(lengths, masks, strict=True)]),
             expected_turns_left=expected_turns_left(np.concatenate(lengths)[np.concatenate(masks)]),
             mean_cost_usd=to_usd(total_nusd) / np.maximum(count, 1),
+            mean_quality=np.divide(total_quality, num_judged, out=np.full(len(count), np.nan), where=num_judged > 0),
             keys=np.concatenate(keys)[np.concatenate(masks)],
             sha256=_sha256(location),
         )
@@ -76,6 +84,16 @@ class SessionFile:
     def reference_cost_usd(self) -> float:
         """REFERENCE_TURNS mean turns of the dearest model."""
         return float(REFERENCE_TURNS * self.mean_cost_usd.max())
+
+    @property
+    def cheapest(self) -> int:
+        """Action of the model of the lowest mean cost."""
+        return int(np.argmin(self.mean_cost_usd))
+
+    @property
+    def strongest(self) -> int:
+        """Action of the model of the highest mean quality."""
+        return int(np.argmax(np.nan_to_num(self.mean_quality, nan=-1.0)))
 
     def read(self, row_group: int) -> Sessions:
         """The fit part of a row group."""

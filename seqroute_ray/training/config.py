@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.storage import Location
@@ -21,6 +22,8 @@ class CqlConfig:
     batch_size: int = 1024  # transitions a step and learner
     num_steps: int = 4000  # gradient steps
     tau: float = 0.01  # share of the online network in the target network, each step
+    # stratified: turns of each difficulty, and bankruptcies, equally often, with weights that undo it in the loss
+    sampling: Literal["uniform", "stratified"] = "uniform"
     num_learners: int = 0  # remote learners; 0 trains in this process
     num_gpus_per_learner: float = 0  # GPUs of each learner
     seed: int = 0

@@ -150,13 +150,28 @@ def td_targets(
 
 
 def cql_loss(
-    heads: Heads, action: Tensor, targets: Targets, td_weight: float, cql_alpha: float, penalty: float
+    heads: Heads,
+    action: Tensor,
+    targets: Targets,
+    td_weight: float,
+    cql_alpha: float,
+    penalty: float,
+    weight: Tensor | None = None,
 ) -> CqlLoss:
-    """Squared error of quality, cross entropy of bankruptcy, and the conservative term; action [N] int64."""
+    """Squared error of quality, cross entropy of bankruptcy, and the conservative term.
+
+    action: [N] int64. weight: [N] of the rows, of mean 1; None: all alike.
+    """
     quality, bankruptcy_logit = heads.at(action)
-    quality_loss = functional.mse_loss(quality, targets.quality)
-    bankruptcy_loss = functional.binary_cross_entropy_with_logits(bankruptcy_logit, targets.bankruptcy)
-    conservative = functional.cross_entropy(heads.q_values(penalty), action)
+
+    def mean(loss: Tensor) -> Tensor:
+        return loss.mean() if weight is None else (weight * loss).mean()
+
+    quality_loss = mean(functional.mse_loss(quality, targets.quality, reduction="none"))
+    bankruptcy_loss = mean(
+        functional.binary_cross_entropy_with_logits(bankruptcy_logit, targets.bankruptcy, reduction="none")
+    )
+    conservative = mean(functional.cross_entropy(heads.q_values(penalty), action, reduction="none"))
     total = td_weight * (quality_loss + bankruptcy_loss) + cql_alpha * conservative
     return CqlLoss(total, quality_loss, bankruptcy_loss, conservative)
 

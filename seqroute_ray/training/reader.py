@@ -23,6 +23,7 @@ from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout, TurnFeatures
 from seqroute_ray.core.money import to_usd
 
 BANKRUPT = "bankrupt"  # [N]
+WEIGHTS = "weights"  # [N] of the rows in the loss, 1 where there are none
 NEXT_ALLOWED = "next_allowed"  # [N, A] models that the money left can pay for in the next state
 
 Batch = dict[str, NDArray[Any]]

@@ -26,7 +26,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFET
 
 from seqroute_ray.core.mdp import NUM_MONEY
 from seqroute_ray.training.cql import ActionValueNetwork, Heads, PlainNetwork, cql_loss, make_network, td_targets
-from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, BatchSource, ShuffledRows
+from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, WEIGHTS, BatchSource, ShuffledRows
 
 QUALITY_LOSS, BANKRUPTCY_LOSS, CONSERVATIVE_LOSS = "quality_loss", "bankruptcy_loss", "conservative_loss"
 
@@ -89,7 +89,15 @@ class DiscreteCQLLearner(DQNTorchLearner):
             penalty,
         )
         heads = Heads.of(fwd_out[QF_PREDS])
-        loss = cql_loss(heads, batch[Columns.ACTIONS], targets, config.td_weight, config.cql_alpha, penalty)
+        loss = cql_loss(
+            heads,
+            batch[Columns.ACTIONS],
+            targets,
+            config.td_weight,
+            config.cql_alpha,
+            penalty,
+            batch[WEIGHTS] if WEIGHTS in batch else None,  # noqa: SIM401 - RLlib's batch has no get
+        )
         logged = {QUALITY_LOSS: loss.quality, BANKRUPTCY_LOSS: loss.bankruptcy, CONSERVATIVE_LOSS: loss.conservative}
         self.metrics.log_dict({name: value.detach() for name, value in logged.items()}, key=module_id, window=100)
         return loss.total

@@ -13,10 +13,12 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from seqroute_ray.core.dataset import Dataset, read_dataset
 from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
+from seqroute_ray.core.strata import strata
 from seqroute_ray.training.config import CqlConfig, TrainConfig
 from seqroute_ray.training.cql import ActionValueNetwork, PlainNetwork, to_numpy
 from seqroute_ray.training.reader import BatchSource, RelabeledData
 from seqroute_ray.training.rllib import BANKRUPTCY_LOSS, CONSERVATIVE_LOSS, QUALITY_LOSS, DiscreteCQL, DiscreteCQLConfig
+from seqroute_ray.training.stratified import Stratified
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, losses)
@@ -28,13 +30,22 @@ STEPS_PER_ITERATION = 250  # learning-rate and progress granularity
 def train(config: TrainConfig, progress: Progress = lambda _done, _total, _losses: None) -> PolicyArtefact:
     """Train and save. Ray must be initialised. Raises DataError, ConfigError."""
     dataset = read_dataset(config.dataset)
-    network = train_network(RelabeledData.of(dataset), config.cql, bankruptcy_penalty(dataset), progress)
+    network = train_network(batch_source(dataset, config.cql), config.cql, bankruptcy_penalty(dataset), progress)
     if not isinstance(network, ActionValueNetwork):
         raise TypeError(f"a relabeled dataset trains an ActionValueNetwork, got {type(network).__name__}")
     artefact = make_artefact(dataset, to_numpy(network), config.cql)
     artefact.save(config.out)
     logger.info("event=trained policy=%s num_steps=%d", artefact.version, config.cql.num_steps)
     return artefact
+
+
+def batch_source(dataset: Dataset, config: CqlConfig) -> BatchSource:
+    """What the learners draw from."""
+    source = RelabeledData.of(dataset)
+    if config.sampling == "uniform":
+        return source
+    t = dataset.transitions
+    return Stratified.of(source, strata(dataset.difficulty[t.turn_row], t.bankrupt))
 
 
 def bankruptcy_penalty(dataset: Dataset) -> float:

@@ -31,6 +31,7 @@ from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.core.storage import Folder
 from tests.support import make_estimator, make_layout, make_sessions, make_turns, random_sessions
 
+HARD = np.arange(100, dtype=np.int8) % 4
 HBR = HbrConfig(paths="sampled", num_paths=2, num_budgets=3)
 
 
@@ -45,7 +46,10 @@ def write(sessions: Sessions, location: Path) -> dict[str, Any]:
     for shard in range(sessions.num_sessions):
         part = sessions.take(np.array([shard]))
         turns = features.take(np.arange(*sessions.offsets[shard : shard + 2]))
-        contents = encode_turns(part.embedding, turns), encode_transitions([transitions_of(part)])
+        contents = (
+            encode_turns(part.embedding, turns, HARD[: len(part.action)]),
+            encode_transitions([transitions_of(part)]),
+        )
         for name, content in zip(shard_files(shard), contents, strict=True):
             folder.write(name, content)
         sums = [sha256(content) for content in contents]
@@ -77,6 +81,9 @@ def test_a_dataset_survives_the_way_to_disk_and_back(
     num_models = len(sessions.catalog)
     turns = make_turns(len(sessions.action), num_models)
     np.testing.assert_array_equal(dataset.turns.history, turns.history, strict=True)
+    hard = [HARD[:length] for length in sessions.num_turns]
+    np.testing.assert_array_equal(dataset.difficulty, np.concatenate(hard))
+    assert dataset.difficulty.dtype == np.int8
     for name, values in vars(turns.estimates).items():
         np.testing.assert_array_equal(getattr(dataset.turns.estimates, name), values, err_msg=name, strict=True)
     for name, array in make_estimator(num_models).arrays().items():

@@ -21,6 +21,7 @@ from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel
 from seqroute_ray.core.mdp import running_mean
 from seqroute_ray.core.sessions import Sessions, to_table, write_sessions
 from seqroute_ray.core.storage import Folder
+from seqroute_ray.core.strata import DIFFICULTIES
 from seqroute_ray.data import relabel as relabeling
 from seqroute_ray.data import runners
 from seqroute_ray.data.relabel import Done, RelabelConfig, RelabelReport, Shards, relabel_sessions
@@ -342,3 +343,15 @@ def test_the_job_is_the_command(source: Path, tmp_path: Path, ray_cluster: str) 
         [*command, "--hbr.num-budgets", "0"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert (refused.returncode, refused.stdout) == (2, "")
+
+
+def test_the_manifest_counts_strata_and_their_weights_undo_equal_draws(source: Path, tmp_path: Path) -> None:
+    run_on("local", source, tmp_path / "d")
+    dataset = read_dataset(tmp_path / "d")
+    rows = dataset.manifest["strata"]
+    t = dataset.transitions
+    hard = np.array(DIFFICULTIES)[dataset.difficulty[t.turn_row]]
+    for row in rows:
+        assert row["num_transitions"] == ((hard == row["difficulty"]) & (t.bankrupt == row["bankrupt"])).sum() > 0
+    assert np.mean([row["weight"] for row in rows]) == pytest.approx(1)
+    assert sum(row["num_transitions"] for row in rows) == len(t)

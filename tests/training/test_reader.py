@@ -29,6 +29,7 @@ def make_dataset(lengths: tuple[int, ...] = (3, 4, 5), num_models: int = 3) -> D
         embedder=sessions.embedder,
         layout=make_layout(num_models),
         estimator=make_estimator(num_models),
+        difficulty=np.zeros(len(sessions.action), dtype=np.int8),
         turns=make_turns(len(sessions.action), num_models),
         transitions=relabel(sessions, REFERENCE_USD, hbr),
         manifest={},

@@ -1,0 +1,53 @@
+"""Transitions drawn stratum by stratum: rare ones (hard turns, bankruptcies) as often as common ones.
+
+What is drawn more often weighs less in the loss, so that the values learned are those of the data: bankruptcy is an
+outcome, and outcomes drawn more often than they occur would be believed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from seqroute_ray.core.arrays import FloatArray, IntArray
+from seqroute_ray.core.strata import NUM_STRATA, importance_weights
+from seqroute_ray.training.reader import WEIGHTS, Batch, BatchSource
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """A BatchSource of virtual rows: row r is of stratum r modulo S, each of which comes round as often as it must."""
+
+    source: BatchSource
+    rows: tuple[IntArray, ...]  # [S] rows of the source in each stratum that occurs
+    weights: FloatArray  # [S]
+
+    @classmethod
+    def of(cls, source: BatchSource, stratum: IntArray) -> "Stratified":
+        """stratum: [M] of the source's rows."""
+        counts = np.bincount(stratum, minlength=NUM_STRATA)
+        occurring = np.flatnonzero(counts)
+        rows = tuple(np.flatnonzero(stratum == s) for s in occurring)
+        return cls(source, rows, importance_weights(counts)[occurring])
+
+    @property
+    def state_dim(self) -> int:
+        return self.source.state_dim
+
+    @property
+    def num_actions(self) -> int:
+        return self.source.num_actions
+
+    @property
+    def network(self) -> dict[str, int]:
+        return self.source.network
+
+    def __len__(self) -> int:
+        return len(self.rows) * max(map(len, self.rows))
+
+    def batch(self, rows: IntArray) -> Batch:
+        stratum, position = rows % len(self.rows), rows // len(self.rows)
+        drawn = np.empty(len(rows), dtype=np.int64)
+        for s, own in enumerate(self.rows):
+            here = stratum == s
+            drawn[here] = own[position[here] % len(own)]
+        return {**self.source.batch(drawn), WEIGHTS: self.weights[stratum].astype(np.float32)}
