@@ -34,6 +34,7 @@ bench-quality: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/quality.py
 
 bench: $(VENV)/.installed-dev
+	$(PIP) -e ".[bench]"
 	test -e runs/quickstart/report.json || $(MAKE) quickstart
 	rm -rf runs/quality runs/ablations runs/add-model
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -3,7 +3,7 @@
     python benchmarks/relabel.py [--num-sessions N] [--factor F] [--out DIR]
 
 Sessions are sampled from the bundled outcomes (N, and F times as many); every measurement is a process of its own.
-Needs polars (`pip install polars`). Ends with one JSON line; times are CPU seconds.
+Needs polars (extra `bench`). Ends with one JSON line; times are CPU seconds.
 
 kernel    core/hbr.py on sessions in memory, plus the Parquet encoding of both tables
 local     all shards of `--runner local`: read, estimate, relabel, encode, checksum, write; the estimator's fit apart

@@ -41,7 +41,8 @@ def bar(title: str) -> Iterator[Update]:
     def line(done: int, total: int, note: str) -> None:
         elapsed_s = time.monotonic() - started
         if elapsed_s >= next_line[0] or done == total:
-            console.print(f"{title}: {done}/{total} in {elapsed_s:.0f} s {note}".rstrip())
+            left = f", about {elapsed_s * (total - done) / done:.0f} s left" if 0 < done < total else ""
+            console.print(f"{title}: {done}/{total} in {elapsed_s:.0f} s{left} {note}".rstrip())
             next_line[0] = elapsed_s + SECONDS_PER_LINE
 
     yield line
