@@ -145,9 +145,9 @@ def _relabel_alike(
     bankrupt = bankrupt.reshape(-1)[at]
     step = path * length + turn
     rows = Transitions(
-        turn_row=turn_rows[path // actions.shape[1], turn],
-        turn=turn,
-        action=actions.reshape(-1)[step],
+        turn_row=turn_rows.astype(np.int32)[path // actions.shape[1], turn],
+        turn=turn.astype(np.int16),
+        action=actions.astype(np.int16).reshape(-1)[step],
         remaining_nusd=remaining.reshape(-1)[at],
         cost_nusd=cost_nusd.reshape(-1)[step],
         reward=np.where(bankrupt, np.float32(-config.bankruptcy_penalty), quality.reshape(-1)[step]),
