@@ -24,6 +24,7 @@ import tyro
 
 from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.data.sample import DEFAULT_POOL, FINDINGS_POOL, Part
+from seqroute_ray.evaluation.evaluate import Kept
 from seqroute_ray.mint import MintConfig, run_mint
 from seqroute_ray.quickstart import Folders, QuickstartConfig, judge, learn, sample_and_import
 from seqroute_ray.ray_session import ray_session
@@ -55,14 +56,14 @@ def run_pool(settings: Settings, pool: str) -> list[Report]:
     parts: tuple[tuple[Part, int], ...] = (("fit", 10_000), ("tune", 2_000), ("test", 2_000))
     for seed, (part, num_sessions) in enumerate(parts):
         sample_and_import(config, shared, part, num_sessions, seed)
-    reports = []
+    reports, kept = [], Kept()  # baselines are the same for every seed: one estimator, fitted on the same sessions
     for seed in range(settings.num_seeds):
         cell = Folders(shared.out / f"seed-{seed}", parent=shared)
         seeded = replace(config, seed=seed, out=cell.out)
         learn(seeded, cell)
         penalties = PolicyArtefact.load(cell.policy).risk.penalties
         # The same draws of questions for every seed: their intervals can be averaged.
-        reports.append({**judge(replace(seeded, seed=0), cell)[1], "risk_prices": penalties})
+        reports.append({**judge(replace(seeded, seed=0), cell, kept)[1], "risk_prices": penalties})
     return reports
 
 

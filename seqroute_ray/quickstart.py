@@ -7,7 +7,7 @@ import time
 import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from rich.table import Table
@@ -24,6 +24,9 @@ from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.progress import console
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.training.config import CqlConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from seqroute_ray.evaluation.evaluate import Kept
 
 Result = dict[str, Any]
 PAPER_TRANSITIONS = 2_380_000  # SeqRoute, arXiv:2605.25424: 10,000 sessions to 2.38 M transitions
@@ -151,8 +154,8 @@ def learn(config: QuickstartConfig, folders: Folders) -> Result:
     return relabeled
 
 
-def judge(config: QuickstartConfig, folders: Folders) -> tuple[Result, Result]:
-    """Evaluate on the test part; returns the stage's result and the report."""
+def judge(config: QuickstartConfig, folders: Folders, kept: "Kept | None" = None) -> tuple[Result, Result]:
+    """Evaluate on the test part; returns the stage's result and the report. kept: see evaluation.evaluate."""
     evaluated = stages.evaluate(
         EvaluateConfig(
             policy=folders.policy,
@@ -162,7 +165,8 @@ def judge(config: QuickstartConfig, folders: Folders) -> tuple[Result, Result]:
             tune_sessions=folders.sessions("tune"),
             out=config.out,
             seed=config.seed,
-        )
+        ),
+        kept,
     )
     return evaluated, json.loads(Path(evaluated["report_json"]).read_text())
 

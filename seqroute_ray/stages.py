@@ -3,7 +3,7 @@
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seqroute_ray.data.relabel import Done, RelabelConfig, relabel_sessions
 from seqroute_ray.evaluation.calibrate import CalibrateConfig
@@ -11,6 +11,9 @@ from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.progress import bar, console
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.training.config import TrainConfig
+
+if TYPE_CHECKING:  # evaluating loads much that other stages do not need
+    from seqroute_ray.evaluation.evaluate import Kept
 
 Result = dict[str, Any]
 
@@ -51,12 +54,12 @@ def calibrate(config: CalibrateConfig) -> Result:
     return {"policy_dir": str(config.policy), **asdict(risk)}
 
 
-def evaluate(config: EvaluateConfig) -> Result:
-    """Replay and write the reports."""
+def evaluate(config: EvaluateConfig, kept: "Kept | None" = None) -> Result:
+    """Replay and write the reports; kept: see evaluation.evaluate."""
     from seqroute_ray.evaluation import evaluate as evaluation
 
     with bar("evaluate, replays") as update:
-        report = evaluation.evaluate(config, lambda done, total: update(done, total, ""))
+        report = evaluation.evaluate(config, lambda done, total: update(done, total, ""), kept)
     return {
         "report_json": str(config.out / "report.json"),
         "report_html": str(config.out / "report.html"),

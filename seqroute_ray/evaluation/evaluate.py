@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from seqroute_ray.evaluation.compare import Arena, Choice, aiq_table, comparison
 from seqroute_ray.evaluation.config import LAMBDA_GRID, EvaluateConfig
 from seqroute_ray.evaluation.families import (
     CQL,
+    LEARNED,
     ORACLE,
     Family,
     fitted_families,
@@ -36,8 +38,23 @@ SHARE_EDGES = np.geomspace(0.01, 1.0, 13)  # of remaining budget, as multiples o
 Report = dict[str, Any]
 
 
-def evaluate(config: EvaluateConfig, progress: Progress = lambda _done, _total: None) -> Report:
-    """Replay, measure, write both reports; returns the content of report.json. Raises DataError, ArtefactError."""
+@dataclass(frozen=True)
+class Kept:
+    """Replays by name of a baseline: the same for every policy with this estimator, judged on these sessions."""
+
+    measured: dict[str, list[list[Measured]]] = field(default_factory=dict)  # by setting and budget
+    on_tune: dict[str, tuple[FloatArray, FloatArray]] = field(default_factory=dict)  # quality, bankruptcies: [S, B]
+
+
+def evaluate(
+    config: EvaluateConfig, progress: Progress = lambda _done, _total: None, kept: Kept | None = None
+) -> Report:
+    """Replay, measure, write both reports; returns the content of report.json.
+
+    kept: of an evaluation that differed in the training seed alone; what is missing there is added. Raises DataError,
+    ArtefactError.
+    """
+    kept = kept or Kept()
     artefact = PolicyArtefact.load(config.policy)
     data = _prepare(config.sessions, config.part, artefact)
     tune = None if config.tune_sessions is None else _prepare(config.tune_sessions, "tune", artefact)
@@ -50,8 +67,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = lambda _done, _total: 
     arena = Arena(
         families=families,
         budgets_usd=budgets_usd,
-        measured=_replay_all(families, budgets_usd, data, replicates, count),
-        choice=_choose(families, budgets_usd, tune, count),
+        measured=_replay_all(families, budgets_usd, data, replicates, count, kept),
+        choice=_choose(families, budgets_usd, tune, count, kept),
         oracle=_oracle(data, budgets_usd, replicates),
         reference_cost_usd=artefact.layout.reference_cost_usd,
         cost_range_usd=_cost_range_usd(data.sessions),
@@ -112,17 +129,25 @@ class _Counter:
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._done, self._total = progress, 0, total
 
-    def step(self) -> None:
-        self._done += 1
+    def step(self, replays: int = 1) -> None:
+        self._done += replays
         self._progress(self._done, self._total)
 
 
 def _replay_all(
-    families: list[Family], budgets_usd: list[float], data: ReplayData, replicates: Replicates, count: _Counter
+    families: list[Family],
+    budgets_usd: list[float],
+    data: ReplayData,
+    replicates: Replicates,
+    count: _Counter,
+    kept: Kept,
 ) -> list[list[list[Measured]]]:
     """Figures by family, setting and budget."""
 
     def figures(family: Family) -> list[list[Measured]]:
+        if family.name in kept.measured:
+            count.step(len(family.settings) * len(budgets_usd))
+            return kept.measured[family.name]
         table = []
         for setting in family.settings:
             row = []
@@ -131,26 +156,34 @@ def _replay_all(
                 row.append(measure(result, data.sessions, replicates))
                 count.step()
             table.append(row)
+        if family.name not in LEARNED:
+            kept.measured[family.name] = table
         return table
 
     return [figures(family) for family in families]
 
 
 def _choose(
-    families: list[Family], budgets_usd: list[float], tune: ReplayData | None, count: _Counter
+    families: list[Family], budgets_usd: list[float], tune: ReplayData | None, count: _Counter, kept: Kept
 ) -> Choice | None:
     """What each setting does on the tune part; None without one."""
     if tune is None:
         return None
-    shape = (len(budgets_usd),)
     quality, bankruptcy = [], []
     for family in families:
-        q, b = (np.zeros((len(family.settings), *shape)) for _ in range(2))
-        for s, setting in enumerate(family.settings):
-            for i, budget_usd in enumerate(budgets_usd):
-                result = replay(setting.policy, tune, np.full(tune.sessions.num_sessions, to_nusd(budget_usd)))
-                q[s, i], b[s, i] = result.quality.mean(), result.bankrupt.mean()
-                count.step()
+        shape = (len(family.settings), len(budgets_usd))
+        if family.name in kept.on_tune:
+            q, b = kept.on_tune[family.name]
+            count.step(q.size)
+        else:
+            q, b = np.zeros(shape), np.zeros(shape)
+            for s, setting in enumerate(family.settings):
+                for i, budget_usd in enumerate(budgets_usd):
+                    result = replay(setting.policy, tune, np.full(tune.sessions.num_sessions, to_nusd(budget_usd)))
+                    q[s, i], b[s, i] = result.quality.mean(), result.bankrupt.mean()
+                    count.step()
+        if family.name not in LEARNED:
+            kept.on_tune[family.name] = q, b
         quality.append(q)
         bankruptcy.append(b)
     return Choice(quality, bankruptcy)

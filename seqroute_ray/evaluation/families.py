@@ -32,6 +32,7 @@ from seqroute_ray.evaluation.routers import BoundaryGuided, HardTurns, Myopic, T
 
 CQL, CLONING, ORACLE = "cql", "behaviour cloning", "oracle"
 CQL_ANY_RISK = "cql, risk chosen"  # the same network, with the price of a bankruptcy as a knob like any baseline's
+LEARNED = (CQL, CQL_ANY_RISK, CLONING)  # differ from one training seed to the next
 RISKS = (0.5, 5.0, 20.0, 80.0)  # price of a bankruptcy, in turns of full quality
 SLACKS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)  # share of an even split that is spent
 PENALTIES = (0.0, 2.0, 5.0, 20.0)  # of a bankruptcy, in turns of full quality

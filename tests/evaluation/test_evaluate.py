@@ -20,8 +20,8 @@ from seqroute_ray.data.importer import ImportConfig, import_logs
 from seqroute_ray.data.sample import DEFAULT_POOL, Part, SampleConfig, write_sample
 from seqroute_ray.evaluation.compare import REGIMES
 from seqroute_ray.evaluation.config import EvaluateConfig
-from seqroute_ray.evaluation.evaluate import evaluate
-from seqroute_ray.evaluation.families import CQL_ANY_RISK
+from seqroute_ray.evaluation.evaluate import Kept, evaluate
+from seqroute_ray.evaluation.families import CQL_ANY_RISK, LEARNED
 from tests.support import make_artefact, make_network, make_sessions
 
 BUDGETS, LAMBDAS = (0.1, 1.0), (0.0, 50.0)  # multiples of the reference cost; quality per USD
@@ -372,3 +372,17 @@ def test_missing_inputs_are_named(config: EvaluateConfig, tmp_path: Path) -> Non
 def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         EvaluateConfig(policy=Path("policy"), sessions=Path("s.parquet"), out=Path("out"), **fields)
+
+
+def test_kept_baselines_change_no_figure(config: EvaluateConfig, tmp_path: Path) -> None:
+    untrained_artefact(read_sessions(config.fit_sessions or config.sessions), 7).save(tmp_path / "other")
+    other = replace(
+        config, policy=tmp_path / "other", out=tmp_path, tune_sessions=sampled_sessions(tmp_path, "tune", 40)
+    )
+    kept = Kept()
+    evaluate(replace(other, policy=config.policy, out=tmp_path / "first"), kept=kept)
+    assert "random" in kept.measured.keys() & kept.on_tune.keys()
+    assert not set(LEARNED) & (kept.measured.keys() | kept.on_tune.keys())
+    with_kept, seen = evaluate(other, kept=kept), list[tuple[int, int]]()
+    assert with_kept == evaluate(other, lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
