@@ -231,8 +231,8 @@ def cross_fit(seen: Observations, config: EstimatorConfig, names: tuple[str, ...
 def fold_of(group_id: NDArray[np.str_], num_folds: int) -> IntArray:
     """[N] fold of each group id, by hash."""
     unique, inverse = np.unique(group_id, return_inverse=True)
-    digest = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % num_folds for name in unique.tolist()]
-    return np.array(digest, dtype=np.int64)[inverse.reshape(-1)]
+    digests = b"".join([hashlib.sha256(name.encode()).digest()[:8] for name in unique.tolist()])
+    return (np.frombuffer(digests, dtype=">u8") % num_folds).astype(np.int64)[inverse.reshape(-1)]
 
 
 def held_out(models: Sequence[OutcomeEstimator], sessions: Sessions) -> tuple[Estimates, NDArray[np.float32]]:

@@ -237,7 +237,8 @@ class Shards:
         if found is not None:
             return {**found, "resumed": True}
         sessions = self.sessions.read(task["shard"])
-        sessions = sessions.take(~np.isin(sessions.session_id, terms["left_out"]))
+        if terms["left_out"]:
+            sessions = sessions.take(~np.isin(sessions.session_id, terms["left_out"]))
         hard = self.difficulty(sessions)
         turns = ds.encode_turns(sessions.embedding, self.features(sessions), hard)
         counts = Counts(hard)

@@ -98,7 +98,8 @@ class SessionFile:
     def read(self, row_group: int) -> Sessions:
         """The fit part of a row group."""
         sessions = read_sessions(self.location, [row_group])
-        return sessions.take(sessions.part == PART) if self.has_parts else sessions
+        whole = not self.has_parts or self.num_sessions[row_group] == sessions.num_sessions
+        return sessions if whole else sessions.take(sessions.part == PART)
 
     def groups(self) -> Iterator[Sessions]:
         for group in np.flatnonzero(self.num_sessions).tolist():
