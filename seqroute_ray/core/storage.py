@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
-from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.errors import ConfigError, DataError
 
 Location = str | Path  # a local path, or a URI with a scheme
 
@@ -80,24 +79,33 @@ class Folder:
 
 
 def resolve(location: Location) -> tuple[FileSystem, str]:
-    """The file system of a location and the path in it. Raises ConfigError naming the location."""
+    """The file system of a location and the path in it. Raises ConfigError or DataError naming the location."""
     text = str(location)
     if "://" not in text:
         return LocalFileSystem(), os.path.abspath(text)
     try:
         filesystem, path = FileSystem.from_uri(text)
         return filesystem, str(path)
-    except (ArrowException, OSError, ValueError):  # no scheme of Arrow's own
-        pass
+    except OSError as error:  # a bucket's region is asked for at once
+        raise DataError(
+            f"{text}: cannot be reached ({one_line(error)}); check the bucket's name, the credentials and the network"
+        ) from error
+    except ValueError as error:
+        if "Unrecognized filesystem type" not in str(error):
+            raise ConfigError(f"{text}: not a location ({one_line(error)}); write s3://BUCKET/FOLDER") from error
     import fsspec
 
     try:
         filesystem, path = fsspec.core.url_to_fs(text)
     except (ValueError, ImportError) as error:
         raise ConfigError(
-            f"{text}: no file system for this location ({' '.join(str(error).split())}); give a local path, s3:// or gs://"
+            f"{text}: no file system for this location ({one_line(error)}); give a local path, s3:// or gs://"
         ) from error
     return PyFileSystem(FSSpecHandler(filesystem)), str(path)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _replace(path: Path, content: bytes) -> None:

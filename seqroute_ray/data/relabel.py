@@ -25,7 +25,7 @@ from seqroute_ray.core.estimator import EstimatorConfig, OutcomeEstimator, cross
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel_in_chunks
 from seqroute_ray.core.mdp import StateLayout, TurnFeatures, running_mean
 from seqroute_ray.core.sessions import Sessions, observed_outcomes
-from seqroute_ray.core.storage import Folder, Location
+from seqroute_ray.core.storage import Folder, Location, one_line
 from seqroute_ray.core.strata import NUM_STRATA, difficulty, importance_weights, strata, stratum_names
 from seqroute_ray.data.runners import WORKER, Row, RunnerName, Task, Work, run
 from seqroute_ray.data.session_file import SessionFile
@@ -206,7 +206,10 @@ class Shards:
             reference_cost_usd=sessions.reference_cost_usd,
             expected_turns_left=sessions.expected_turns_left,
         )
-        folder.write(ds.ESTIMATOR, estimator)
+        try:
+            folder.write(ds.ESTIMATOR, estimator)
+        except OSError as error:
+            raise DataError(f"{config.out}: cannot be written ({one_line(error)}); choose another folder") from error
         sums = [ds.sha256(ds.encode_estimator(model)) for model in models]
         return cls(
             folder=folder,
@@ -311,9 +314,10 @@ def run_shards(
     tasks = [{"shard": shard} for shard in np.flatnonzero(sessions.num_sessions).tolist()]
     total = int(sessions.num_sessions.sum())
     done: dict[int, Row] = {}
+    errors: list[str] = []
 
     def work_through(tasks: Sequence[Task]) -> list[Task]:
-        for row in run(config.runner, tasks, shards.write):
+        for row in run(config.runner, tasks, shards.write, errors.append):
             done[row["shard"]] = row
             totals = (sum(row[name] for row in done.values()) for name in ("num_sessions", "num_transitions"))
             progress(Done(len(done), int(np.count_nonzero(sessions.num_sessions)), next(totals), total, next(totals)))
@@ -329,7 +333,7 @@ def run_shards(
     if not names:
         raise DataError(
             f"{config.out}: shard {left[0]['shard']} fails in {MAX_TRIES} tries though each of its sessions alone does "
-            "not; is memory short? run again to go on"
+            f"not ({errors[-1] if errors else 'its worker died; is memory short?'}); run again to go on"
         )
     if len(names) > config.max_bad_share * total:
         raise DataError(

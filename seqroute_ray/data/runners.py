@@ -16,16 +16,20 @@ MAX_BLOCKS = 2000  # tasks of one Ray task where there are more: the driver keep
 REFUSED, CRASHED, WORKER = "refused", "crashed", "worker"  # keys of a row
 
 
-def run(runner: RunnerName, tasks: Sequence[Task], work: Work) -> Iterator[Row]:
+def run(
+    runner: RunnerName, tasks: Sequence[Task], work: Work, failed: Callable[[str], object] = lambda _why: None
+) -> Iterator[Row]:
     """The rows of the tasks as they are done, in any order; those whose worker died or raised an error have none.
 
-    Raises DataError for a SeqRouteError of the work: such an error is not for trying again.
+    failed: is told of errors. Raises DataError for a SeqRouteError of the work: such an error is not for trying again.
     """
     rows = _run_on_ray(tasks, work) if runner == "ray" else _run_here(tasks, work)
     for row in rows:
         if REFUSED in row:
             raise DataError(row[REFUSED])
-        if CRASHED not in row:
+        if CRASHED in row:
+            failed(row[CRASHED])
+        else:
             yield row
 
 
@@ -35,8 +39,7 @@ def _attempt(work: Work, task: Task) -> Row:
     except SeqRouteError as error:
         return {REFUSED: str(error)}
     except Exception as error:  # whatever a session does to the kernel, the others go on
-        logging.getLogger(__name__).warning("event=task_failed task=%s error=%s", task, type(error).__name__)
-        return {CRASHED: type(error).__name__}
+        return {CRASHED: f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
 
 def _run_here(tasks: Sequence[Task], work: Work) -> Iterator[Row]:

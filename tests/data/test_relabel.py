@@ -355,3 +355,26 @@ def test_the_manifest_counts_strata_and_their_weights_undo_equal_draws(source: P
         assert row["num_transitions"] == ((hard == row["difficulty"]) & (t.bankrupt == row["bankrupt"])).sum() > 0
     assert np.mean([row["weight"] for row in rows]) == pytest.approx(1)
     assert sum(row["num_transitions"] for row in rows) == len(t)
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError) as caught:
+        run_on("local", source, tmp_path / "file")
+    assert str(caught.value).startswith(f"{tmp_path / 'file'}: cannot be written (")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_named_as_what_it_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Folder.write
+
+    def full(self: Folder, name: str, content: bytes) -> None:
+        if name.startswith("turns"):
+            raise OSError("No space left on device")
+        write(self, name, content)
+
+    monkeypatch.setattr(Folder, "write", full)
+    with pytest.raises(DataError, match=r"shard 0 fails .* \(OSError: No space left on device\); run again to go on"):
+        run_on("local", source, tmp_path / "d")
+    monkeypatch.undo()
+    assert run_on("local", source, tmp_path / "d").num_resumed == 0
