@@ -10,6 +10,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -32,6 +33,9 @@ from seqroute_ray.data.session_file import SessionFile
 
 logger = logging.getLogger(__name__)
 RECEIPTS = "receipts"
+OWN_FILE = re.compile(
+    rf"(({ds.TURNS}|{ds.TRANSITIONS})/part-\d{{5,}}\.parquet|{RECEIPTS}/part-\d{{5,}}\.json)(\.\d+\.tmp)?"
+)
 MAX_TRIES = 3  # of a shard whose worker dies, before its sessions are tried one by one
 NAMED = 5  # bad sessions that an error names
 
@@ -168,10 +172,10 @@ def _report(manifest: dict[str, Any], config: RelabelConfig, num_resumed: int, n
 
 
 def _tidy(folder: Folder, receipts: Sequence[Row]) -> None:
-    """Delete what a finished dataset has no use for: receipts, and shards of an earlier run of other settings."""
+    """Delete receipts, and shards of an earlier run of other settings; files that have no such name are not ours."""
     wanted = {name for row in receipts for name in ds.shard_files(row["shard"])}
     for name in folder.names():
-        if name.split("/")[0] in (RECEIPTS, ds.TURNS, ds.TRANSITIONS) and name not in wanted:
+        if OWN_FILE.fullmatch(name) and name not in wanted:
             folder.delete(name)
 
 

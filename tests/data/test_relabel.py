@@ -378,3 +378,16 @@ def test_a_full_disk_is_named_as_what_it_is(source: Path, tmp_path: Path, monkey
         run_on("local", source, tmp_path / "d")
     monkeypatch.undo()
     assert run_on("local", source, tmp_path / "d").num_resumed == 0
+
+
+def test_files_of_others_in_the_folder_are_left_alone(
+    source: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    theirs = {"turns/a.csv": b"1", "transitions/notes.txt": b"2", "receipts/part-1.json": b"3", "x.parquet": b"4"}
+    for name, content in theirs.items():
+        Folder.at(tmp_path / "d").write(name, content)
+    stale = ("turns/part-00099.parquet", "receipts/part-00099.json")
+    for name in stale:
+        Folder.at(tmp_path / "d").write(name, b"of an earlier run")
+    run_on("local", source, tmp_path / "d")
+    assert contents(tmp_path / "d") == reference | theirs
