@@ -13,6 +13,7 @@ loop      the same transitions turn by turn in Python, the test oracle: equal ro
 ray       all shards on Ray Data with two workers, every process of the cluster counted
 """
 
+import io
 import json
 import os
 import platform
@@ -34,10 +35,13 @@ from seqroute_ray.core import hbr
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel
 from seqroute_ray.core.random_bits import text_keys
 from seqroute_ray.core.sessions import Sessions
+from seqroute_ray.core.storage import Folder
 from seqroute_ray.data.importer import ImportConfig, import_logs
-from seqroute_ray.data.relabel import RelabelConfig, Shards, run_shards
+from seqroute_ray.data.relabel import RelabelConfig
 from seqroute_ray.data.sample import SampleConfig, write_sample
 from seqroute_ray.data.session_file import SessionFile
+from seqroute_ray.data.shards import Shards
+from seqroute_ray.data.tries import run_shards
 
 Measured = dict[str, Any]
 What = Literal["kernel", "local", "polars", "loop", "ray"]
@@ -97,8 +101,6 @@ def loop(sessions: Sessions, reference_usd: float, config: HbrConfig) -> Iterato
 
 def by_polars(sessions: Sessions, reference_usd: float, config: HbrConfig) -> bytes:
     """A shard's transitions as a polars user would write them."""
-    import io
-
     import polars as pl
 
     frames = []
@@ -181,8 +183,6 @@ def measure(settings: Settings) -> Measured:
                 np.testing.assert_array_equal(getattr(ours, field.name), wanted, err_msg=field.name)
         return {"cpu_s": seconds}
     files = timed("polars", (by_polars(shard, reference_usd, config) for shard in shards))
-    import io
-
     import polars as pl
 
     for ours, file in zip(relabeled, files, strict=True):
@@ -196,7 +196,9 @@ def prepare(settings: Settings, source: SessionFile, name: str) -> Shards:
     out = settings.out / "datasets" / name
     shutil.rmtree(out, ignore_errors=True)
     config = RelabelConfig(sessions=source.location, out=out, hbr=hbr_config(settings))
-    return Shards.prepare(config, source, "benchmark")
+    return Shards.prepare(
+        Folder.at(out), source, config.hbr, config.estimator, config.max_fit_sessions, key="benchmark"
+    )
 
 
 def measure_job(settings: Settings, source: SessionFile) -> Measured:
@@ -205,13 +207,10 @@ def measure_job(settings: Settings, source: SessionFile) -> Measured:
     shards = prepare(settings, source, f"{settings.measure}-{source.num_sessions.sum()}")
     fit_s = time.process_time() - started
     assert settings.measure in ("local", "ray")
-    config = RelabelConfig(
-        sessions=source.location, out=shards.folder.location, hbr=shards.hbr, runner=settings.measure
-    )
     if settings.measure == "ray":
         ray.init(num_cpus=settings.num_cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
     before_s, wall = cluster_cpu_s(), time.perf_counter()
-    rows, _ = run_shards(shards, config, source, lambda _done: None)
+    rows, _ = run_shards(shards, settings.measure)
     wall_s, after_s = time.perf_counter() - wall, cluster_cpu_s()
     sums = [row[name] for row in rows for name in ("turns_sha256", "transitions_sha256")]
     return {
@@ -269,16 +268,16 @@ def main(settings: Settings) -> None:
     large = make_sessions(settings, settings.num_sessions * settings.factor)
     kernel, polars, python = (run(settings, what, small) for what in ("kernel", "polars", "loop"))
     local, local_large = run(settings, "local", small), run(settings, "local", large)
-    ray, ray_large, ray_one = (
+    on_ray, on_ray_large, on_ray_one = (
         run(settings, "ray", small),
         run(settings, "ray", large),
         run(settings, "ray", large, num_cpus=1),
     )
-    assert local["sha256"] == ray["sha256"]
-    assert local_large["sha256"] == ray_large["sha256"] == ray_one["sha256"]
+    assert local["sha256"] == on_ray["sha256"]
+    assert local_large["sha256"] == on_ray_large["sha256"] == on_ray_one["sha256"]
     local_s = local["cpu_s"]["local"]
     extra = local_large["num_transitions"] - local["num_transitions"]
-    ray_marginal_s = (ray_large["cpu_s"]["ray"] - ray["cpu_s"]["ray"]) / extra
+    ray_marginal_s = (on_ray_large["cpu_s"]["ray"] - on_ray["cpu_s"]["ray"]) / extra
     local_marginal_s = (local_large["cpu_s"]["local"] - local_s) / extra
     result = {
         "num_sessions": settings.num_sessions,
@@ -289,9 +288,9 @@ def main(settings: Settings) -> None:
         "loop_over_local": 1 + (python["cpu_s"]["loop"] - kernel["cpu_s"]["kernel"]) / local_s,
         "loop_over_kernel": python["cpu_s"]["loop"] / kernel["cpu_s"]["kernel"],
         "ray_over_local_marginal": ray_marginal_s / local_marginal_s,
-        "ray_speedup_2_workers": ray_one["wall_s"] / ray_large["wall_s"],
+        "ray_speedup_2_workers": on_ray_one["wall_s"] / on_ray_large["wall_s"],
         "peak_memory_ratio": local_large["peak_memory_mb"] / local["peak_memory_mb"],
-        "peak_memory_ratio_ray": ray_large["peak_memory_mb"] / ray["peak_memory_mb"],
+        "peak_memory_ratio_ray": on_ray_large["peak_memory_mb"] / on_ray["peak_memory_mb"],
         "bytes_a_transition": kernel["bytes_a_transition"],
         "sha256": local["sha256"],
         "sha256_large": local_large["sha256"],
@@ -301,9 +300,9 @@ def main(settings: Settings) -> None:
             "loop": python,
             "local": local,
             "local_large": local_large,
-            "ray": ray,
-            "ray_large": ray_large,
-            "ray_large_one_worker": ray_one,
+            "ray": on_ray,
+            "ray_large": on_ray_large,
+            "ray_large_one_worker": on_ray_one,
         },
         "seed": settings.seed,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",

@@ -5,7 +5,8 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from seqroute_ray.data.relabel import Done, RelabelConfig, relabel_sessions
+from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
+from seqroute_ray.data.tries import Done
 from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.progress import bar, console

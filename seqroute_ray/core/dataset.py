@@ -31,6 +31,23 @@ from seqroute_ray.core.storage import Folder, Location
 
 FORMAT_VERSION = 3
 MANIFEST, ESTIMATOR, TURNS, TRANSITIONS = "manifest.json", "estimator.npz", "turns", "transitions"
+MANIFEST_FIELDS = (
+    "catalog",
+    "embedder",
+    "layout",
+    "configs",
+    "key",
+    "num_sessions",
+    "num_turns",
+    "num_transitions",
+    "num_bankrupt",
+    "quarantined",
+    "mean_cost_usd",
+    "strata",
+    "estimator_sha256",
+    "shards",
+    "data_fingerprint",
+)
 ROWS_PER_GROUP = 131_072
 
 TRANSITION_SCHEMA = pa.schema(
@@ -112,10 +129,9 @@ def encode_estimator(estimator: OutcomeEstimator) -> bytes:
     return sink.getvalue()
 
 
-def write_manifest(folder: Folder, manifest: Mapping[str, Any]) -> None:
-    """Finish the dataset: only now does it exist for readers."""
-    content = json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1) + "\n"
-    folder.write(MANIFEST, content.encode())
+def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
+    """The file that finishes a dataset: only with it does one exist for readers."""
+    return (json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1) + "\n").encode()
 
 
 def read_manifest(location: Location) -> dict[str, Any]:
@@ -127,11 +143,12 @@ def read_manifest(location: Location) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(folder.read(MANIFEST))
     except ValueError as error:
         raise DataError(f"{folder}/{MANIFEST}: not JSON ({error}); relabel again") from error
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{folder}: dataset format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}; "
-            "relabel again"
-        )
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(f"{folder}: dataset format {version}, this version reads {FORMAT_VERSION}; relabel again")
+    lacking = sorted(set(MANIFEST_FIELDS) - manifest.keys())
+    if lacking:
+        raise DataError(f"{folder}/{MANIFEST}: lacks {', '.join(lacking)}; relabel into another folder")
     return manifest
 
 

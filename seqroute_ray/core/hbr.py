@@ -18,6 +18,7 @@ from seqroute_ray.core.random_bits import Bits, bits, text_keys, uniform
 from seqroute_ray.core.sessions import Sessions
 
 PathKind = Literal["logged", "sampled", "all"]
+MIN_BUDGET_USD, MAX_BUDGET_USD = 1e-9, 1e9  # what int64 nano-dollars hold, with room for sums
 MAX_CELLS = 2_000_000  # of (session, path, budget, turn) replayed at once: bounds memory
 _MIXTURE, _ACTIONS, _BUDGETS = range(3)  # what a path's random numbers are drawn for
 
@@ -41,21 +42,33 @@ class HbrConfig:
 
     def __post_init__(self) -> None:
         for name in ("budgets_usd", "budget_multiples"):
-            if any(not budget > 0 for budget in getattr(self, name)):
-                raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
+            if any(not 0 < budget < np.inf for budget in getattr(self, name)):
+                raise ConfigError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
         if self.budgets_usd and self.budget_multiples:
             raise ConfigError("budgets are given in USD or as multiples of the reference cost, got both; leave one out")
-        if not 0 < self.min_budget < self.max_budget:
-            raise ConfigError(f"budgets need 0 < min_budget < max_budget, got {self.min_budget} and {self.max_budget}")
+        if not 0 < self.min_budget < self.max_budget < np.inf:
+            raise ConfigError(
+                f"budgets need 0 < min_budget < max_budget, finite, got {self.min_budget} and {self.max_budget}"
+            )
         for name in ("num_paths", "max_paths", "num_budgets"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.bankruptcy_penalty > 0:
-            raise ConfigError(f"bankruptcy_penalty must be > 0, got {self.bankruptcy_penalty}")
+        if not 0 < self.bankruptcy_penalty < np.inf:
+            raise ConfigError(f"bankruptcy_penalty must be > 0 and finite, got {self.bankruptcy_penalty}")
 
     def given_budgets_usd(self, reference_cost_usd: float) -> tuple[float, ...]:
         """The budgets that every path gets; none where they are drawn."""
         return self.budgets_usd or tuple(multiple * reference_cost_usd for multiple in self.budget_multiples)
+
+    def check_budgets(self, reference_cost_usd: float) -> None:
+        """Raises ConfigError when a budget is less than a nano-dollar or too much to count in them."""
+        drawn = (self.min_budget * reference_cost_usd, self.max_budget * reference_cost_usd)
+        for budget_usd in self.given_budgets_usd(reference_cost_usd) or drawn:
+            if not MIN_BUDGET_USD <= budget_usd <= MAX_BUDGET_USD:
+                raise ConfigError(
+                    f"budgets must be {MIN_BUDGET_USD:g} to {MAX_BUDGET_USD:g} USD, got {budget_usd:g} (the reference "
+                    f"cost is {reference_cost_usd:g} USD); give others"
+                )
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,7 @@ def relabel(sessions: Sessions, reference_cost_usd: float, config: HbrConfig) ->
 
 def relabel_in_chunks(sessions: Sessions, reference_cost_usd: float, config: HbrConfig) -> Iterator[Transitions]:
     """The rows of `relabel`, of some sessions at a time: no more than MAX_CELLS are in memory, if one fits in."""
+    config.check_budgets(reference_cost_usd)
     kind, num_paths = paths_kind(sessions, config)
     num_budgets = len(config.given_budgets_usd(reference_cost_usd)) or config.num_budgets
     cells = np.cumsum(num_paths * num_budgets * sessions.num_turns)

@@ -21,7 +21,7 @@ from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.money import to_usd
 from seqroute_ray.core.queries import Queries
-from seqroute_ray.core.storage import Location, resolve
+from seqroute_ray.core.storage import Location, one_line, resolve
 
 SESSIONS_PER_ROW_GROUP = 512  # a row group is the unit of work of relabeling
 FORMAT_VERSION = 2
@@ -238,12 +238,16 @@ def open_sessions(location: Location) -> Iterator[pq.ParquetFile]:
     """A session file, to read it group by group. Raises DataError naming the file, also for what is read from it."""
     filesystem, path = resolve(location)
     try:
-        with filesystem.open_input_file(path) as source:
-            yield pq.ParquetFile(source)
+        source = filesystem.open_input_file(path)
     except FileNotFoundError as error:
         raise DataError(f"{location}: no such session file; make one with `seqroute import`") from error
+    except OSError as error:
+        raise DataError(f"{location}: cannot be opened ({one_line(error)}); it must be a session file") from error
+    try:
+        with source:
+            yield pq.ParquetFile(source)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{location}: not a readable Parquet file: {' '.join(str(error).split())}") from error
+        raise DataError(f"{location}: not a readable Parquet file: {one_line(error)}") from error
 
 
 def read_sessions(location: Location, row_groups: Sequence[int] | None = None) -> Sessions:

@@ -5,9 +5,12 @@ beside its place, flushed to the disk and renamed; an object appears when its up
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
@@ -60,16 +63,20 @@ class Folder:
             stream.write(content)
 
     def exists(self, name: str) -> bool:
-        return bool(self._resolved[0].get_file_info(self._path(name)).type == FileType.File)
+        """Raises DataError when the place cannot be reached."""
+        filesystem = self._resolved[0]
+        with reaching(self.location):
+            return bool(filesystem.get_file_info(self._path(name)).type == FileType.File)
 
     def names(self) -> list[str]:
         """The files in it, at any depth, sorted; none when there is no such folder."""
         return sorted(self.sizes())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file in it, at any depth."""
+        """Bytes of each file in it, at any depth. Raises DataError when the place cannot be reached."""
         filesystem, root = self._resolved
-        found = filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+        with reaching(self.location):
+            found = filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
         return {info.path[len(root.rstrip("/")) + 1 :]: info.size for info in found if info.type == FileType.File}
 
     def delete(self, name: str) -> None:
@@ -84,12 +91,9 @@ def resolve(location: Location) -> tuple[FileSystem, str]:
     if "://" not in text:
         return LocalFileSystem(), os.path.abspath(text)
     try:
-        filesystem, path = FileSystem.from_uri(text)
+        with reaching(text):  # a bucket's region is asked for at once
+            filesystem, path = FileSystem.from_uri(text)
         return filesystem, str(path)
-    except OSError as error:  # a bucket's region is asked for at once
-        raise DataError(
-            f"{text}: cannot be reached ({one_line(error)}); check the bucket's name, the credentials and the network"
-        ) from error
     except ValueError as error:
         if "Unrecognized filesystem type" not in str(error):
             raise ConfigError(f"{text}: not a location ({one_line(error)}); write s3://BUCKET/FOLDER") from error
@@ -104,6 +108,17 @@ def resolve(location: Location) -> tuple[FileSystem, str]:
     return PyFileSystem(FSSpecHandler(filesystem)), str(path)
 
 
+@contextmanager
+def reaching(location: Location) -> Iterator[None]:
+    """Turns what a place that does not answer, or refuses, raises into a DataError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{location}: cannot be reached ({one_line(error)}); check the name, the credentials and the network"
+        ) from error
+
+
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -111,7 +126,7 @@ def one_line(error: Exception) -> str:
 def _replace(path: Path, content: bytes) -> None:
     """The bytes are on the disk before the name is: even a crash of the machine leaves the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # containers that share a disk may share a pid
     try:
         with temporary.open("wb") as file:
             file.write(content)

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqroute_ray.core import dataset as ds
-from seqroute_ray.core.hbr import relabel
-from seqroute_ray.core.sessions import fixed_binary
-from seqroute_ray.data.relabel import RelabelConfig, refuse_paths_without_outcomes
+from seqroute_ray.core.estimator import Estimates
+from seqroute_ray.core.hbr import relabel_in_chunks
+from seqroute_ray.core.mdp import TurnFeatures, running_mean
+from seqroute_ray.core.sessions import Sessions
+from seqroute_ray.data.relabel import RelabelConfig, check
 from seqroute_ray.data.session_file import SessionFile
-
-ESTIMATES_BYTES = 4 * len(ds.ESTIMATE_COLUMNS)  # a turn and model; noise hardly compresses
+from seqroute_ray.data.shards import Counts
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,15 @@ class RelabelPlan:
 
 
 def plan_relabeling(config: RelabelConfig) -> RelabelPlan:
-    """Relabel one shard in memory. Raises the errors of relabel_sessions."""
+    """Relabel one shard in memory. Raises the errors of relabel.check."""
     source = SessionFile.scan(config.sessions)
-    refuse_paths_without_outcomes(config, source)
+    check(config, source)
     sample = next(source.groups())
-    rows = relabel(sample, source.reference_cost_usd, config.hbr)
-    embedding_bytes = fixed_binary(sample.embedding).nbytes
-    turn_bytes = embedding_bytes + ESTIMATES_BYTES * len(source.catalog) * len(sample.action)
+    difficulty = np.zeros(len(sample.action), dtype=np.int8)
+    counts = Counts(difficulty)
+    chunks = relabel_in_chunks(sample, source.reference_cost_usd, config.hbr)
+    num_bytes = len(ds.encode_transitions(counts.of(chunks)))
+    num_bytes += len(ds.encode_turns(sample.embedding, stand_ins(sample), difficulty))
     scale = float(source.num_sessions.sum() / sample.num_sessions)
     given = config.hbr.given_budgets_usd(source.reference_cost_usd)
     edges = np.geomspace(config.hbr.min_budget, config.hbr.max_budget, config.hbr.num_budgets + 1)
@@ -44,11 +47,22 @@ def plan_relabeling(config: RelabelConfig) -> RelabelPlan:
         num_sessions=int(source.num_sessions.sum()),
         num_turns=int(source.num_turns.sum()),
         num_shards=int(np.count_nonzero(source.num_sessions)),
-        about_num_transitions=round(len(rows) * scale),
-        about_bytes=round((len(ds.encode_transitions([rows])) + turn_bytes) * scale),
-        about_bankrupt_share=float(rows.bankrupt.mean()) if len(rows) else 0.0,
+        about_num_transitions=round(counts.num_transitions * scale),
+        about_bytes=round(num_bytes * scale),
+        about_bankrupt_share=counts.num_bankrupt / max(counts.num_transitions, 1),
         reference_cost_usd=source.reference_cost_usd,
         budgets_usd=given or tuple((edges * source.reference_cost_usd).tolist()),
         budgets_are_drawn=not given,
         sampled_sessions=sample.num_sessions,
     )
+
+
+def stand_ins(sessions: Sessions) -> TurnFeatures:
+    """As wide as the features, and equal for equal queries, as those are: they compress alike, without any fit."""
+    num_models, num_types = len(sessions.catalog), len(np.unique(sessions.source))
+
+    def columns(width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        return sessions.embedding[:, np.arange(width) % sessions.embedding.shape[1]].astype(np.float32)
+
+    estimates = Estimates(*(columns(num_models) for _ in ds.ESTIMATE_COLUMNS))
+    return TurnFeatures(estimates, running_mean(columns(num_types + 1), sessions.offsets))

@@ -60,7 +60,7 @@ class SessionFile:
                 judged = np.isfinite(quality)
                 total_quality += np.bincount(action[judged], weights=quality[judged], minlength=len(count))
                 num_judged += np.bincount(action[judged], minlength=len(count))
-        if not parts:
+        if not sum(map(len, parts)):
             raise DataError(f"{location}: the session file has 0 sessions; import some logs")
         names = set(np.concatenate(parts).tolist()) - {""}
         if names and PART not in names:

@@ -46,8 +46,8 @@ class Stratified:
 
     def batch(self, rows: IntArray) -> Batch:
         stratum, position = rows % len(self.rows), rows // len(self.rows)
-        drawn = np.empty(len(rows), dtype=np.int64)
+        drawn, longest = np.empty(len(rows), dtype=np.int64), max(map(len, self.rows))
         for s, own in enumerate(self.rows):
             here = stratum == s
-            drawn[here] = own[position[here] % len(own)]
+            drawn[here] = own[position[here] * len(own) // longest]  # repeats spread evenly over the stratum
         return {**self.source.batch(drawn), WEIGHTS: self.weights[stratum].astype(np.float32)}

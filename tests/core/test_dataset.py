@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from seqroute_ray.core.dataset import (
     ESTIMATOR,
     MANIFEST,
+    MANIFEST_FIELDS,
     encode_estimator,
+    encode_manifest,
     encode_transitions,
     encode_turns,
     fingerprint,
@@ -23,7 +25,6 @@ from seqroute_ray.core.dataset import (
     read_transitions,
     sha256,
     shard_files,
-    write_manifest,
 )
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel
@@ -56,14 +57,15 @@ def write(sessions: Sessions, location: Path) -> dict[str, Any]:
         shards.append({"shard": shard, "turns_sha256": sums[0], "transitions_sha256": sums[1]})
     estimator = encode_estimator(make_estimator(num_models))
     folder.write(ESTIMATOR, estimator)
-    manifest = {
+    manifest: dict[str, Any] = {
         "catalog": sessions.catalog.to_json(),
         "embedder": sessions.embedder,
         "layout": {**make_layout(num_models).to_json(), "expected_turns_left": [1.0]},
         "estimator_sha256": sha256(estimator),
         "shards": shards,
     }
-    write_manifest(folder, manifest)
+    manifest |= dict.fromkeys(set(MANIFEST_FIELDS) - manifest.keys())
+    folder.write(MANIFEST, encode_manifest(manifest))
     return manifest
 
 
@@ -176,7 +178,15 @@ def test_a_damaged_dataset_names_the_file_in_one_line(damage: str, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
-def test_a_dataset_of_another_format_is_refused(tmp_path: Path) -> None:
-    write_manifest(Folder.at(tmp_path), {"format_version": 1})
-    with pytest.raises(DataError, match="dataset format 1, this version reads 3; relabel again"):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"format_version": 1}', "dataset format 1, this version reads 3; relabel again"),
+        ("[]", "dataset format None, this version reads 3; relabel again"),
+        ('{"format_version": 3, "key": ""}', "manifest.json: lacks catalog, configs, .*; relabel into another folder"),
+    ],
+)
+def test_a_manifest_of_another_format_is_refused(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(DataError, match=words):
         read_manifest(tmp_path)

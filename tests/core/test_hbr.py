@@ -1,6 +1,7 @@
 """Relabeling: exact book-keeping, monotone in the budget, independent of the batch."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,8 +131,11 @@ def test_drawn_budgets_fill_every_stratum() -> None:
         ({"num_paths": 0}, "num_paths must be at least 1"),
         ({"budget_multiples": (0.1, -1.0)}, "budget_multiples must be > 0"),
         ({"budgets_usd": (1.0,), "budget_multiples": (1.0,)}, "got both; leave one out"),
-        ({"bankruptcy_penalty": 0.0}, "bankruptcy_penalty must be > 0, got 0.0"),
-        ({"bankruptcy_penalty": float("nan")}, "bankruptcy_penalty must be > 0, got nan"),
+        ({"bankruptcy_penalty": 0.0}, "bankruptcy_penalty must be > 0 and finite, got 0.0"),
+        ({"budgets_usd": (float("inf"),)}, "budgets_usd must be > 0 and finite"),
+        ({"max_budget": float("inf")}, "min_budget < max_budget, finite"),
+        ({"bankruptcy_penalty": float("inf")}, "bankruptcy_penalty must be > 0 and finite"),
+        ({"bankruptcy_penalty": float("nan")}, "bankruptcy_penalty must be > 0 and finite, got nan"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, object], words: str) -> None:
@@ -208,3 +212,12 @@ def test_rewards_and_costs_of_a_path_that_lives_are_those_of_its_outcomes(
     paths = paths_kind(sessions, rich)[1]
     assert path.max() + 1 == paths.sum()
     assert len(t) == (paths * sessions.num_turns).sum()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"budgets_usd": (1.0, 1e10)}, {"budgets_usd": (1e-12,)}, {"budget_multiples": (1e12,)}, {"max_budget": 1e12}],
+)
+def test_budgets_that_nano_dollars_cannot_count_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"budgets must be 1e-09 to 1e\+09 USD, got .*; give others"):
+        relabel(make_sessions([2]), REFERENCE_USD, HbrConfig(**fields))

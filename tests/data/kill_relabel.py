@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 
-from seqroute_ray.data.relabel import Done, RelabelConfig, relabel_sessions
+from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
+from seqroute_ray.data.tries import Done
 from seqroute_ray.ray_session import ray_session
 from tests.data.test_relabel import HBR
 

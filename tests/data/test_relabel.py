@@ -23,9 +23,12 @@ from seqroute_ray.core.sessions import Sessions, to_table, write_sessions
 from seqroute_ray.core.storage import Folder
 from seqroute_ray.core.strata import DIFFICULTIES
 from seqroute_ray.data import relabel as relabeling
-from seqroute_ray.data import runners
-from seqroute_ray.data.relabel import Done, RelabelConfig, RelabelReport, Shards, relabel_sessions
+from seqroute_ray.data import runners, shards, tries
+from seqroute_ray.data.relabel import RelabelConfig, RelabelReport, relabel_sessions
 from seqroute_ray.data.runners import Row, RunnerName, Task
+from seqroute_ray.data.session_file import SessionFile
+from seqroute_ray.data.shards import Shards
+from seqroute_ray.data.tries import Done, crashing_sessions
 from tests.support import make_sessions
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,7 +63,7 @@ def contents(out: Path | str) -> dict[str, bytes]:
     return {name: folder.read(name) for name in folder.names()}
 
 
-def run_on(runner: RunnerName, source: Path, out: Path | str, **fields: Any) -> RelabelReport:
+def run_on(runner: RunnerName, source: Path | str, out: Path | str, **fields: Any) -> RelabelReport:
     return relabel_sessions(RelabelConfig(sessions=source, out=out, hbr=HBR, runner=runner, **fields))
 
 
@@ -250,7 +253,7 @@ def test_an_error_in_the_kernel_is_a_bad_session_too(
             raise ZeroDivisionError
         yield relabel(sessions, *rest)
 
-    monkeypatch.setattr(relabeling, "relabel_in_chunks", fragile)
+    monkeypatch.setattr(shards, "relabel_in_chunks", fragile)
     with pytest.raises(DataError, match=r"\(s7\); mend them, or raise max_bad_share 0"):
         run_on("local", source, tmp_path / "d")
     assert run_on("local", source, tmp_path / "d", max_bad_share=0.01).num_quarantined == 1
@@ -365,19 +368,103 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line(source: Path, tmp_
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_disk_is_named_as_what_it_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = Folder.write
+def test_a_full_disk_ends_the_run_at_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, tried = Folder.write, list[str]()
 
     def full(self: Folder, name: str, content: bytes) -> None:
         if name.startswith("turns"):
+            tried.append(name)
             raise OSError("No space left on device")
         write(self, name, content)
 
     monkeypatch.setattr(Folder, "write", full)
-    with pytest.raises(DataError, match=r"shard 0 fails .* \(OSError: No space left on device\); run again to go on"):
+    with pytest.raises(DataError, match=r"/d: cannot be written \(No space left on device\); make room and run again"):
         run_on("local", source, tmp_path / "d")
-    monkeypatch.undo()
-    assert run_on("local", source, tmp_path / "d").num_resumed == 0
+    assert tried == ["turns/part-00000.parquet"]
+
+
+def test_a_finished_dataset_that_lost_a_file_is_not_found(source: Path, tmp_path: Path) -> None:
+    run_on("local", source, tmp_path / "d")
+    (tmp_path / "d" / "transitions" / "part-00002.parquet").unlink()
+    with pytest.raises(DataError, match=r"lacks transitions/part-00002.parquet; relabel into another folder"):
+        run_on("local", source, tmp_path / "d")
+
+
+def test_a_run_that_finishes_second_does_not_overwrite_the_first(source: Path, tmp_path: Path) -> None:
+    first = RelabelConfig(sessions=source, out=tmp_path / "d", hbr=replace(HBR, seed=1), runner="local")
+    made: list[bytes] = []
+
+    def overtaken(done: Done) -> None:
+        if done.shards == NUM_SHARDS:
+            relabel_sessions(first)
+            made.append((tmp_path / "d" / MANIFEST).read_bytes())
+
+    with pytest.raises(DataError, match="holds a finished dataset of other settings"):
+        relabel_sessions(RelabelConfig(sessions=source, out=tmp_path / "d", hbr=HBR, runner="local"), overtaken)
+    assert [(tmp_path / "d" / MANIFEST).read_bytes()] == made
+
+
+def test_a_shard_of_bad_sessions_only_is_left_out_whole(
+    sessions: Sessions, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = set(sessions.session_id[-PER_SHARD:].tolist())
+
+    def fragile(part: Sessions, *rest: Any) -> Iterator[Transitions]:
+        if last & set(part.session_id.tolist()):
+            raise ZeroDivisionError
+        yield relabel(part, *rest)
+
+    monkeypatch.setattr(shards, "relabel_in_chunks", fragile)
+    report = run_on("local", source, tmp_path / "d", max_bad_share=0.2)
+    assert (report.num_shards, report.num_quarantined) == (NUM_SHARDS - 1, PER_SHARD)
+    assert len(read_dataset(tmp_path / "d").transitions) == report.num_transitions
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_session_that_kills_its_worker_takes_no_other_with_it(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are more sessions to try than Ray tasks at once."""
+    monkeypatch.setattr(tries, "MAX_BLOCKS", 8)
+    monkeypatch.setattr(runners, "MAX_BLOCKS", 8)
+
+    def probe(task: Task) -> Row:
+        if task["session"] == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task
+
+    assert crashing_sessions(probe, "ray", [{"shard": 1}], SessionFile.scan(source)) == {1: [f"s{PER_SHARD + 9}"]}
+
+
+def test_a_session_is_bad_only_if_it_fails_every_time(source: Path) -> None:
+    tried: list[int] = []
+
+    def probe(task: Task) -> Row:
+        tried.append(task["session"])
+        if task["session"] == 2 or (task["session"] == 5 and tried.count(5) == 1):
+            raise MemoryError
+        return task
+
+    assert crashing_sessions(probe, "local", [{"shard": 0}], SessionFile.scan(source)) == {0: ["s2"]}
+    assert (tried.count(0), tried.count(5), tried.count(2)) == (1, 2, 3)
+
+
+def test_a_file_of_no_sessions_is_refused(sessions: Sessions, tmp_path: Path) -> None:
+    write_sessions(sessions.take(np.arange(0)), tmp_path / "s.parquet")
+    with pytest.raises(DataError, match=r"s.parquet: the session file has 0 sessions"):
+        run_on("local", tmp_path / "s.parquet", tmp_path / "d")
+
+
+def test_an_object_store_that_does_not_answer_is_named_in_one_line(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_bucket: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for location in (f"{s3_bucket}/nobody", s3_bucket.replace("bucket", "nobody") + "/d"):
+        with pytest.raises(DataError, match=r"cannot be (reached|written)") as caught:
+            run_on("local", source, location)
+        assert location in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"cannot be (reached|opened)"):
+        run_on("local", f"{s3_bucket}/s.parquet", tmp_path / "d")
 
 
 def test_files_of_others_in_the_folder_are_left_alone(

@@ -37,6 +37,9 @@ def test_an_epoch_draws_every_row_and_every_stratum_equally_often() -> None:
     assert len(source) == 3 * 70
     assert set(drawn.tolist()) == set(range(100))
     assert np.bincount(STRATUM[drawn])[[0, 1, 5]].tolist() == [70, 70, 70]
+    times = np.bincount(drawn)[STRATUM == 1]  # 20 rows for 70 draws
+    assert set(times.tolist()) == {3, 4}
+    assert abs(int(times[:10].sum()) - int(times[10:].sum())) <= 1  # neither half of a stratum is preferred
 
 
 def test_weighted_means_are_those_of_the_data() -> None:

@@ -1,7 +1,7 @@
 """What logs of calls share: a call is a turn, numbered in its session by time; its text is the last user message."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,14 +19,19 @@ CALL_SCHEMA = pa.schema([*(field for field in LOG_SCHEMA if field.name not in ("
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-# The row of a call's record in CALL_SCHEMA, and why it cannot be used: empty for a good one.
-CallReader = Callable[[Record], tuple[Record, str]]
-
 
 def read_calls(
-    path: Path, records: Iterable[Numbered], call: CallReader, is_failed: Callable[[Record], bool]
+    path: Path,
+    records: Iterable[Numbered],
+    call: Callable[[Record], Record],
+    is_failed: Callable[[Record], bool],
+    needs: Mapping[str, str],
 ) -> LogFile:
-    """The calls of a file; failed ones, which have no answer to judge, are left out and listed."""
+    """The calls of a file; failed ones, which have no answer to judge, are left out and listed.
+
+    call: a record's row in CALL_SCHEMA. needs: the fields that a row cannot do without, and what to say of one that
+    is missing.
+    """
     failed: list[int] = []
 
     def rows() -> Iterator[Numbered]:
@@ -36,7 +41,8 @@ def read_calls(
             elif is_failed(record.fields):
                 failed.append(record.line)
             else:
-                yield Numbered(record.line, *call(record.fields))
+                row = call(record.fields)
+                yield Numbered(record.line, row, next((why for name, why in needs.items() if row[name] is None), ""))
 
     return replace(log_file(path, rows(), CALL_SCHEMA), failed_lines=tuple(failed))
 

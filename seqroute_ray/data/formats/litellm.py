@@ -32,23 +32,27 @@ _COLUMNS = (
     "status",
     "cache_hit",
 )
+_NEEDS = {
+    "time_us": "no time: startTime must be an ISO 8601 time",
+    "text": "no text: messages has none; set store_prompts_in_spend_logs: true in the proxy's general_settings",
+}
 
 
 def read(path: Path) -> LogFile:
     """Read by suffix. Raises DataError when it is no such file."""
     records = parquet_records(path, _COLUMNS) if path.suffix == ".parquet" else json_records(path)
-    return read_calls(path, records, _call, _is_failed)
+    return read_calls(path, records, _call, _is_failed, _NEEDS)
 
 
 def _is_failed(record: Record) -> bool:
     return record.get("status") == "failure"
 
 
-def _call(record: Record) -> tuple[Record, str]:
+def _call(record: Record) -> Record:
     request = _parsed(record.get("proxy_server_request"))
     in_request = request.get("messages") if isinstance(request, dict) else None
     is_hit = str(record.get("cache_hit")).lower() == "true"  # LiteLLM writes a text
-    row = {
+    return {
         "session_id": record.get("session_id"),
         "time_us": time_us(record.get("startTime")),
         "call_id": record.get("request_id"),
@@ -58,11 +62,6 @@ def _call(record: Record) -> tuple[Record, str]:
         "prompt_tokens": record.get("prompt_tokens"),
         "completion_tokens": record.get("completion_tokens"),
     }
-    if row["time_us"] is None:
-        return row, "no time: startTime must be an ISO 8601 time"
-    if row["text"] is None:
-        return row, "no text: messages has none; set store_prompts_in_spend_logs: true in the proxy's general_settings"
-    return row, ""
 
 
 def _parsed(value: object) -> object:

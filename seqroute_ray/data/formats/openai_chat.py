@@ -24,9 +24,14 @@ from seqroute_ray.data.formats.messages import last_user_text, section
 from seqroute_ray.data.formats.records import Record, json_lines
 from seqroute_ray.data.formats.rows import LogFile
 
+_NEEDS = {
+    "time_us": "no time: created or timestamp must be Unix seconds or an ISO 8601 time",
+    "text": "no text: request.messages needs a last user message with text",
+}
+
 
 def read(path: Path) -> LogFile:
-    return read_calls(path, json_lines(path), _call, _is_failed)
+    return read_calls(path, json_lines(path), _call, _is_failed, _NEEDS)
 
 
 def _is_failed(record: Record) -> bool:
@@ -34,13 +39,13 @@ def _is_failed(record: Record) -> bool:
     return record.get("error") is not None or (isinstance(status, int) and status >= 400)
 
 
-def _call(record: Record) -> tuple[Record, str]:
+def _call(record: Record) -> Record:
     request = section(record, "request") or section(record, "body") or record
     response = section(record, "response") or record
     completion = section(response, "body") or response
     usage = section(completion, "usage")
     time = _first(record.get("timestamp"), record.get("created"), completion.get("created"))
-    row = {
+    return {
         "session_id": _session(record, request),
         "time_us": time_us(time),
         "call_id": _first(completion.get("id"), record.get("id"), record.get("custom_id")),
@@ -49,11 +54,6 @@ def _call(record: Record) -> tuple[Record, str]:
         "prompt_tokens": usage.get("prompt_tokens"),
         "completion_tokens": usage.get("completion_tokens"),
     }
-    if row["time_us"] is None:
-        return row, "no time: created or timestamp must be Unix seconds or an ISO 8601 time"
-    if row["text"] is None:
-        return row, "no text: request.messages needs a last user message with text"
-    return row, ""
 
 
 def _session(record: Record, request: Record) -> object:
