@@ -1,9 +1,9 @@
 """A training dataset on disk: turns once, transitions that refer to turns by row number, and a manifest written last.
 
-manifest.json               pool, state layout, configs, counts, checksums; a folder without one is unfinished
-estimator.npz               the outcome estimator that serving will use
-turns/part-*.parquet        one file a shard, one row a turn: what a state needs of it, under every budget and path
-transitions/part-*.parquet  one file a shard; turn_row counts the turns of the shard
+manifest.json                   pool, state layout, configs, counts, checksums; a folder without one is unfinished
+estimator.npz                   the outcome estimator that serving will use
+turns/part-N-KEY.parquet        one file a shard, one row a turn: what a state needs of it, under every budget and path
+transitions/part-N-KEY.parquet  one file a shard; turn_row counts the turns of the shard
 
 A shard is a fixed run of sessions and its files depend on nothing else: however the work is split, the same bytes.
 """
@@ -81,9 +81,14 @@ class Dataset:
     manifest: dict[str, Any]
 
 
-def shard_files(shard: int) -> tuple[str, str]:
-    """Names of a shard's turns and transitions."""
-    return f"{TURNS}/part-{shard:05d}.parquet", f"{TRANSITIONS}/part-{shard:05d}.parquet"
+def part_name(shard: Mapping[str, Any]) -> str:
+    """Runs of other settings have other names: in one folder they cannot spoil each other's files."""
+    return f"part-{shard['shard']:05d}-{shard['key'][:8]}"
+
+
+def shard_files(shard: Mapping[str, Any]) -> tuple[str, str]:
+    """Names of a shard's turns and transitions; shard: a row of the manifest, or its `shard` and `key`."""
+    return f"{TURNS}/{part_name(shard)}.parquet", f"{TRANSITIONS}/{part_name(shard)}.parquet"
 
 
 def sha256(content: bytes) -> str:
@@ -188,7 +193,7 @@ def read_turns(folder: Folder, shard: Mapping[str, Any]) -> tuple[TurnFeatures, 
         features = TurnFeatures(Estimates(*(matrix(name) for name in ESTIMATE_COLUMNS)), matrix("history"))
         return features, table["difficulty"].to_numpy()
 
-    return _checked(folder, shard_files(shard["shard"])[0], shard["turns_sha256"], parse)
+    return _checked(folder, shard_files(shard)[0], shard["turns_sha256"], parse)
 
 
 def read_transitions(folder: Folder, shard: Mapping[str, Any]) -> Transitions:
@@ -198,7 +203,7 @@ def read_transitions(folder: Folder, shard: Mapping[str, Any]) -> Transitions:
         table = pq.read_table(pa.BufferReader(content), schema=TRANSITION_SCHEMA)
         return Transitions(*(table[field.name].to_numpy() for field in fields(Transitions)))
 
-    return _checked(folder, shard_files(shard["shard"])[1], shard["transitions_sha256"], parse)
+    return _checked(folder, shard_files(shard)[1], shard["transitions_sha256"], parse)
 
 
 def read_estimator(folder: Folder, checksum: str) -> OutcomeEstimator:

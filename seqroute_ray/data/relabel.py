@@ -89,11 +89,12 @@ def relabel_sessions(config: RelabelConfig, progress: Progress = lambda _done: N
         "quarantined": quarantined,
         "mean_cost_usd": sessions.mean_cost_usd.tolist(),
         "strata": strata_rows(np.sum([row["strata"] for row in receipts], axis=0)),
-        "estimator_sha256": shards.estimator_sha256,
+        "estimator_sha256": ds.sha256(shards.estimator),
         "shards": receipts,
-        "data_fingerprint": ds.fingerprint(receipts, shards.estimator_sha256),
+        "data_fingerprint": ds.fingerprint(receipts, ds.sha256(shards.estimator)),
     }
     check(config, sessions)  # another run may have finished meanwhile
+    write_or_refuse(folder, ds.ESTIMATOR, shards.estimator)
     write_or_refuse(folder, ds.MANIFEST, ds.encode_manifest(manifest))
     _tidy(folder, receipts)
     logger.info("event=relabeled num_transitions=%d out=%s", totals["num_transitions"], config.out)
@@ -128,7 +129,7 @@ def check(config: RelabelConfig, sessions: SessionFile) -> dict[str, Any] | None
 
 def _files(shards: Sequence[Row]) -> set[str]:
     """What a dataset of these shards has beside its manifest."""
-    return {ds.ESTIMATOR, *(name for row in shards for name in ds.shard_files(row["shard"]))}
+    return {ds.ESTIMATOR, *(name for row in shards for name in ds.shard_files(row))}
 
 
 def _key(config: RelabelConfig, sessions: SessionFile) -> str:

@@ -28,10 +28,10 @@ from seqroute_ray.data.session_file import SessionFile
 
 RECEIPTS = "receipts"
 OWN_FILE = re.compile(
-    rf"(({ds.TURNS}|{ds.TRANSITIONS})/part-\d{{5,}}\.parquet|{RECEIPTS}/part-\d{{5,}}\.json)(\.[0-9a-f]+\.tmp)?"
+    rf"({ds.TURNS}|{ds.TRANSITIONS}|{RECEIPTS})/part-\d{{5,}}-[0-9a-f]{{8}}\.(parquet|json)(\.[0-9a-f]+\.tmp)?"
 )
 COUNTS = ("num_sessions", "num_turns", "num_transitions", "num_bankrupt")
-SHARD_FIELDS = ("shard", *COUNTS, "strata", "turns_sha256", "transitions_sha256")
+SHARD_FIELDS = ("shard", "key", *COUNTS, "strata", "turns_sha256", "transitions_sha256")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Shards:
     hbr: HbrConfig
     layout: StateLayout
     models: tuple[OutcomeEstimator, ...]  # one a fold
-    estimator_sha256: str
+    estimator: bytes  # the file of the one that serving will use
     key: str  # of the settings and of the estimators
 
     @classmethod
@@ -56,7 +56,7 @@ class Shards:
         max_fit_sessions: int,
         key: str,
     ) -> "Shards":
-        """Fit the estimators on a sample and write the one that serving will use. key: of the settings."""
+        """Fit the estimators on a sample. key: of the settings."""
         # One thread: sums of floats depend on how they are split, and several are slower on these small matrices.
         with threadpool_limits(1, "blas"):
             seen = observe(sessions.sample(max_fit_sessions))
@@ -68,7 +68,6 @@ class Shards:
             reference_cost_usd=sessions.reference_cost_usd,
             expected_turns_left=sessions.expected_turns_left,
         )
-        write_or_refuse(folder, ds.ESTIMATOR, estimator)
         sums = [ds.sha256(ds.encode_estimator(model)) for model in models]
         return cls(
             folder=folder,
@@ -76,7 +75,7 @@ class Shards:
             hbr=hbr,
             layout=layout,
             models=tuple(models),
-            estimator_sha256=ds.sha256(estimator),
+            estimator=estimator,
             key=ds.sha256("".join([key, *sums]).encode())[:16],
         )
 
@@ -93,8 +92,8 @@ class Shards:
 
     def write(self, task: Task) -> Row:
         """Relabel one shard, or find it done: its files, then its receipt."""
-        receipt = f"{RECEIPTS}/part-{task['shard']:05d}.json"
-        terms = {"key": self.key, "left_out": task.get("left_out", [])}
+        terms = {"shard": task["shard"], "key": self.key, "left_out": task.get("left_out", [])}
+        receipt = f"{RECEIPTS}/{ds.part_name(terms)}.json"
         found = self._receipt(receipt, terms)
         if found is not None:
             return {**found, "resumed": True}
@@ -107,7 +106,7 @@ class Shards:
         chunks = relabel_in_chunks(sessions, self.layout.reference_cost_usd, self.hbr)
         transitions = ds.encode_transitions(counts.of(chunks))
         row = {
-            "shard": task["shard"],
+            **terms,
             "num_sessions": sessions.num_sessions,
             "num_turns": len(sessions.action),
             "num_transitions": counts.num_transitions,
@@ -116,9 +115,9 @@ class Shards:
             "turns_sha256": ds.sha256(turns),
             "transitions_sha256": ds.sha256(transitions),
         }
-        for name, content in zip(ds.shard_files(task["shard"]), (turns, transitions), strict=True):
+        for name, content in zip(ds.shard_files(row), (turns, transitions), strict=True):
             write_or_refuse(self.folder, name, content)
-        write_or_refuse(self.folder, receipt, json.dumps({**row, **terms}).encode())
+        write_or_refuse(self.folder, receipt, json.dumps(row).encode())
         return {**row, "resumed": False}
 
     def _receipt(self, name: str, terms: dict[str, Any]) -> Row | None:
@@ -127,7 +126,7 @@ class Shards:
             row: Row = json.loads(self.folder.read(name))
             if any(row[term] != value for term, value in terms.items()):
                 return None
-            sums = [ds.sha256(self.folder.read(file)) for file in ds.shard_files(row["shard"])]
+            sums = [ds.sha256(self.folder.read(file)) for file in ds.shard_files(row)]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return row if sums == [row["turns_sha256"], row["transitions_sha256"]] else None

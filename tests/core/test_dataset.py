@@ -32,6 +32,7 @@ from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.core.storage import Folder
 from tests.support import make_estimator, make_layout, make_sessions, make_turns, random_sessions
 
+KEY = "0123456789abcdef"
 HARD = np.arange(100, dtype=np.int8) % 4
 HBR = HbrConfig(paths="sampled", num_paths=2, num_budgets=3)
 
@@ -51,10 +52,10 @@ def write(sessions: Sessions, location: Path) -> dict[str, Any]:
             encode_turns(part.embedding, turns, HARD[: len(part.action)]),
             encode_transitions([transitions_of(part)]),
         )
-        for name, content in zip(shard_files(shard), contents, strict=True):
-            folder.write(name, content)
         sums = [sha256(content) for content in contents]
-        shards.append({"shard": shard, "turns_sha256": sums[0], "transitions_sha256": sums[1]})
+        shards.append({"shard": shard, "key": KEY, "turns_sha256": sums[0], "transitions_sha256": sums[1]})
+        for name, content in zip(shard_files(shards[-1]), contents, strict=True):
+            folder.write(name, content)
     estimator = encode_estimator(make_estimator(num_models))
     folder.write(ESTIMATOR, estimator)
     manifest: dict[str, Any] = {
@@ -150,7 +151,7 @@ def drop_features(path: Path) -> None:
     np.savez(path, **arrays)
 
 
-TURNS, TRANSITIONS = shard_files(1)
+TURNS, TRANSITIONS = shard_files({"shard": 1, "key": KEY})
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no manifest": (MANIFEST, Path.unlink, "no finished dataset here .* `seqroute relabel`"),
     "half a manifest": (MANIFEST, keep_the_first_half, "not JSON .* relabel again"),

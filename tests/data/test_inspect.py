@@ -58,12 +58,12 @@ def test_a_model_that_was_never_taken_in_a_band_is_named(sessions: Sessions, tmp
     assert "never taken: model-1" in str(tables(inspection)[-1])
 
 
-@pytest.mark.parametrize("name", ["turns/part-00000.parquet", "transitions/part-00000.parquet", "estimator.npz"])
+@pytest.mark.parametrize("name", ["turns/part-00000", "transitions/part-00000", "estimator"])
 def test_every_checksum_is_checked(name: str, sessions: Sessions, tmp_path: Path) -> None:
     make(sessions, tmp_path)
-    path = tmp_path / "d" / name
+    (path,) = (tmp_path / "d").glob(f"{name}*")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(DataError, match=rf"{name}: cannot be read \(its checksum is not the manifest's\)"):
+    with pytest.raises(DataError, match=rf"{name}.*: cannot be read \(its checksum is not the manifest's\)"):
         inspect_dataset(tmp_path / "d")
 
 
