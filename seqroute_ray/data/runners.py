@@ -23,6 +23,8 @@ def run(
 
     failed: is told of errors. Raises DataError for a SeqRouteError of the work: such an error is not for trying again.
     """
+    if not tasks:  # Ray Data makes no dataset of nothing
+        return
     rows = _run_on_ray(tasks, work) if runner == "ray" else _run_here(tasks, work)
     for row in rows:
         if REFUSED in row:

@@ -411,6 +411,11 @@ def test_a_run_of_other_settings_that_finishes_second_is_refused_and_spoils_noth
     assert {name: made[name] for name in reference} == reference
 
 
+@pytest.mark.parametrize("runner", ["ray", "local"])
+def test_no_tasks_are_no_work(runner: RunnerName) -> None:
+    assert list(runners.run(runner, [], lambda task: task)) == []
+
+
 def test_a_shard_of_bad_sessions_only_is_left_out_whole(
     sessions: Sessions, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
