@@ -20,7 +20,7 @@ class Band:
 
     low: float  # multiples of the reference cost
     high: float
-    num_sessions_started: int  # paths whose budget lies in the band
+    num_paths_begun: int  # replays that begin with so much: a path under a budget
     num_transitions: int
     bankrupt_share: float
     action_share: dict[str, float]
@@ -63,9 +63,9 @@ def inspect_dataset(location: Location) -> Inspection:
         taken += np.bincount(band * len(names) + t.action, minlength=taken.size).reshape(taken.shape)
         bankrupt += np.bincount(band[t.bankrupt], minlength=num_bands)
         started += np.bincount(band[t.turn == 0], minlength=num_bands)
-    sizes = {name: size for name, size in folder.sizes().items() if name.endswith(".parquet")}
-    bands = _bands(names, taken, bankrupt, started)
-    size = {kind: sum(s for name, s in sizes.items() if name.startswith(kind)) for kind in (ds.TURNS, ds.TRANSITIONS)}
+    bands, sizes = _bands(names, taken, bankrupt, started), folder.sizes()
+    files = [ds.shard_files(shard) for shard in manifest["shards"]]
+    bytes_turns, bytes_transitions = (sum(sizes[pair[table]] for pair in files) for table in (0, 1))
     return Inspection(
         dataset=str(location),
         num_sessions=manifest["num_sessions"],
@@ -73,9 +73,9 @@ def inspect_dataset(location: Location) -> Inspection:
         num_transitions=manifest["num_transitions"],
         num_shards=len(manifest["shards"]),
         num_quarantined=len(manifest["quarantined"]),
-        bytes_turns=size[ds.TURNS],
-        bytes_transitions=size[ds.TRANSITIONS],
-        bytes_a_transition=size[ds.TRANSITIONS] / max(manifest["num_transitions"], 1),
+        bytes_turns=bytes_turns,
+        bytes_transitions=bytes_transitions,
+        bytes_a_transition=bytes_transitions / max(manifest["num_transitions"], 1),
         reference_cost_usd=reference_usd,
         bands=bands,
         is_covered=not any(band.never_taken for band in bands),
@@ -90,7 +90,7 @@ def _bands(names: list[str], taken: IntArray, bankrupt: IntArray, started: IntAr
         Band(
             low=float(edges[b]),
             high=float(edges[b + 1]),
-            num_sessions_started=int(started[b]),
+            num_paths_begun=int(started[b]),
             num_transitions=int(taken[b].sum()),
             bankrupt_share=float(bankrupt[b] / taken[b].sum()),
             action_share={name: float(n / taken[b].sum()) for name, n in zip(names, taken[b], strict=True)},
@@ -113,7 +113,7 @@ def tables(inspection: Inspection) -> list[Table | str]:
             "never" if name in band.never_taken else f"{100 * share:.1f} %" for name, share in band.action_share.items()
         ]
         left = f"{band.low:g} to {band.high:g}x" if np.isfinite(band.high) else f"from {band.low:g}x"
-        counts = [f"{band.num_sessions_started:,}", f"{band.num_transitions:,}"]
+        counts = [f"{band.num_paths_begun:,}", f"{band.num_transitions:,}"]
         table.add_row(left, *counts, f"{100 * band.bankrupt_share:.1f} %", *shares)
     quarantined = f", {i.num_quarantined} left out" if i.num_quarantined else ""
     head = (

@@ -42,7 +42,7 @@ def test_bands_count_what_the_transitions_hold(sessions: Sessions, tmp_path: Pat
         inside = (share >= band.low) & (share < band.high)
         assert band.num_transitions == inside.sum()
         assert band.bankrupt_share == pytest.approx(t.bankrupt[inside].mean())
-        assert band.num_sessions_started == (t.turn[inside] == 0).sum()
+        assert band.num_paths_begun == (t.turn[inside] == 0).sum()
         assert band.action_share["model-1"] == pytest.approx((t.action[inside] == 1).mean())
     assert inspection.is_covered
     files = [path.stat().st_size for path in (tmp_path / "d" / "transitions").iterdir()]
