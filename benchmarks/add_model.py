@@ -64,7 +64,7 @@ def observed(settings: Settings, models: tuple[str, ...], newcomer: str, num_tur
     )
     write_sample(sample, logs)
     sessions = logs.with_name(f"sessions-{newcomer}-{num_turns}.parquet")
-    import_logs(ImportConfig(logs=(logs,), out=sessions, models=models))
+    import_logs(ImportConfig(logs=(logs,), out=sessions, models=models, runner="local"))
     return read_sessions(sessions)
 
 

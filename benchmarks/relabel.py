@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import ray
 import tyro
+from _processes import cluster_cpu_s, peak_memory_mb
 
 from seqroute_ray.core import dataset as ds
 from seqroute_ray.core import hbr
@@ -67,7 +68,7 @@ def make_sessions(settings: Settings, num_sessions: int) -> Path:
     if not path.exists():
         logs = settings.out / f"logs-{num_sessions}.parquet"
         write_sample(SampleConfig(num_sessions=num_sessions, with_outcomes=True, seed=settings.seed), logs)
-        import_logs(ImportConfig(logs=(logs,), out=path))
+        import_logs(ImportConfig(logs=(logs,), out=path, runner="local"))
         logs.unlink()
     return path
 
@@ -221,31 +222,6 @@ def measure_job(settings: Settings, source: SessionFile) -> Measured:
         "peak_memory_mb": peak_memory_mb(),
         "sha256": ds.sha256("".join(sums).encode()),
     }
-
-
-def cluster_cpu_s() -> float:
-    """CPU seconds of this process and of all that it started, their ended children included."""
-    import psutil  # comes with Ray, after Ray
-
-    total = sum(psutil.Process().cpu_times()[:2])
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total += sum(process.cpu_times()[:4])
-        except psutil.Error:
-            continue
-    return float(total)
-
-
-def peak_memory_mb() -> float:
-    """The most of this process or of one of Ray's workers, each of which has a shard in memory."""
-    import psutil
-
-    pids = [os.getpid()]
-    for process in psutil.Process().children(recursive=True):
-        if "ray::" in process.name() or "ray::" in " ".join(process.cmdline()):
-            pids.append(process.pid)
-    # Not ru_maxrss: a child's begins at what its parent had in memory.
-    return max(int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024 for pid in pids)
 
 
 def run(settings: Settings, what: What, sessions: Path, num_cpus: int = 2) -> Measured:

@@ -37,10 +37,10 @@ def sample(config: Annotated[SampleConfig, Flat], out: Path) -> Result:
 
 
 def import_(config: Annotated[ImportConfig, Flat]) -> Result:
-    """Check logs of turns, calls or episodes and write session Parquet."""
-    from seqroute_ray.data.importer import import_logs
+    """Check logs of turns, calls or episodes and write session Parquet, on Ray Data or in this process."""
+    from seqroute_ray.stages import import_
 
-    return asdict(import_logs(config))
+    return import_(config)
 
 
 def relabel(config: Annotated[RelabelConfig, Flat], dry_run: bool = False) -> Result:

@@ -203,7 +203,7 @@ def _sessions(out: Path, catalog: Path, part: Part, num_sessions: int, seed: int
     )
     logs, sessions = out / f"logs-{part}.parquet", out / f"sessions-{part}.parquet"
     write_sample(sample, logs)
-    import_logs(ImportConfig(logs=(logs,), out=sessions, catalog=catalog, models=MODELS))
+    import_logs(ImportConfig(logs=(logs,), out=sessions, catalog=catalog, models=MODELS, runner="local"))
     return read_sessions(sessions)
 
 

@@ -132,7 +132,9 @@ def sample_and_import(config: QuickstartConfig, folders: Folders, part: Part, nu
     console.print(f"sample and import {num_sessions} sessions of part {part}")
     sample = SampleConfig(num_sessions=num_sessions, models=config.models, part=part, with_outcomes=True, seed=seed)
     write_sample(sample, folders.logs(part))
-    import_logs(ImportConfig(logs=(folders.logs(part),), out=folders.sessions(part), models=config.models))
+    import_logs(
+        ImportConfig(logs=(folders.logs(part),), out=folders.sessions(part), models=config.models, runner="local")
+    )
 
 
 def learn(config: QuickstartConfig, folders: Folders) -> Result:

@@ -1,15 +1,16 @@
 """The Ray stages as commands and jobs run them: Ray around, a progress bar, a result that fits one JSON line."""
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from seqroute_ray.data.importer import ImportConfig, check, import_logs
 from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
 from seqroute_ray.data.tries import Done
 from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
-from seqroute_ray.progress import bar, console
+from seqroute_ray.progress import Update, bar, console
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.training.config import TrainConfig
 
@@ -17,6 +18,21 @@ if TYPE_CHECKING:  # evaluating loads much that other stages do not need
     from seqroute_ray.evaluation.evaluate import Kept
 
 Result = dict[str, Any]
+
+
+def import_(config: ImportConfig) -> Result:
+    """Import on Ray Data or in this process; see ImportReport for the fields."""
+    check(config)  # before Ray, whose start takes its time
+    with ray_session() if config.runner == "ray" else nullcontext(), ExitStack() as bars:
+        shown: dict[str, Update] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                bars.close()
+                shown[what] = bars.enter_context(bar(f"import, {what}"))
+            shown[what](done, total, "")
+
+        return asdict(import_logs(config, show))
 
 
 def relabel(config: RelabelConfig) -> Result:

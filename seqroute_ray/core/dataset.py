@@ -91,6 +91,11 @@ def shard_files(shard: Mapping[str, Any]) -> tuple[str, str]:
     return f"{TURNS}/{part_name(shard)}.parquet", f"{TRANSITIONS}/{part_name(shard)}.parquet"
 
 
+def shard_sums(shard: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of a shard's files by name; shard: a row of the manifest."""
+    return dict(zip(shard_files(shard), (shard["turns_sha256"], shard["transitions_sha256"]), strict=True))
+
+
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from seqroute_ray.core.errors import ConfigError, SeqRouteError
 
 DEFAULT_EMBEDDER = "wordllama"
+_MAX_BATCH, _MAX_BATCH_CHARS = 64, 1 << 20  # a batch is padded to its longest text: 1 kB a token, about 4 characters
 
 
 class Embedder(Protocol):
@@ -47,7 +49,22 @@ class WordLlamaEmbedder:
         self._model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
-        return unit_rows(self._model.embed(texts))
+        vectors = np.empty((len(texts), self._model.embedding.shape[1]), dtype=np.float32)
+        for batch in _batches_of_like_length(texts):
+            vectors[batch] = self._model.embed([texts[at] for at in batch])
+        return unit_rows(vectors)
+
+
+def _batches_of_like_length(texts: list[str]) -> Iterator[list[int]]:
+    """Positions, so that no batch is large when padded, whatever texts stand side by side."""
+    batch: list[int] = []
+    for at in sorted(range(len(texts)), key=lambda at: len(texts[at])):
+        if batch and (len(batch) == _MAX_BATCH or (len(batch) + 1) * len(texts[at]) > _MAX_BATCH_CHARS):
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch
 
 
 class OpenAIEmbedder:

@@ -56,33 +56,46 @@ _REQUIRED: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("embedding",), ("text",)),
     (("cost_usd",), ("prompt_tokens", "completion_tokens")),
 )
-_STAYS_ABSENT = ("text", "embedding", "outcomes")  # other absent columns are read as all null
-
-
-def conform(table: pa.Table, file: str) -> pa.Table:
-    """The columns of LOG_SCHEMA in its types; empty ids are null, a column without any value counts as absent.
-
-    Raises DataError naming the file and the column that is missing or of a wrong type.
-    """
-    table = fit_types(table, file)
-    columns = dict(zip(table.column_names, table.columns, strict=True))
-    for name in {"session_id", "group_id"} & columns.keys():
-        columns[name] = pc.if_else(pc.equal(columns[name], ""), pa.scalar(None, pa.string()), columns[name])
-    columns = {name: column for name, column in columns.items() if column.null_count < len(column)}
-    for alternatives in _REQUIRED:
-        if not any(set(names) <= set(columns) for names in alternatives):
-            wanted = " or ".join(" + ".join(names) for names in alternatives)
-            raise DataError(f"{file}: no row has {wanted}; a log row needs it; columns with values: {sorted(columns)}")
-    for field in LOG_SCHEMA:
-        if field.name not in columns and field.name not in _STAYS_ABSENT:
-            columns[field.name] = pa.nulls(table.num_rows, field.type)
-    return pa.table(columns)
+_OPTIONAL = ("embedding", "outcomes")  # of some logs: tables of others do not have the column
 
 
 def fit_types(table: pa.Table, file: str, schema: pa.Schema = LOG_SCHEMA) -> pa.Table:
-    """The columns that the schema names, in its types. Raises DataError naming file and column of a wrong type."""
-    present = [field for field in schema if field.name in table.column_names]
-    return pa.table({field.name: _cast(table[field.name], field, file) for field in present})
+    """The schema's columns in its types, null where the table has none; empty ids are null.
+
+    Raises DataError naming the file and the column of a wrong type.
+    """
+    present = set(table.column_names)
+    columns = {
+        field.name: _cast(table[field.name], field, file)
+        if field.name in present
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    }
+    for name in {"session_id", "group_id"} & columns.keys():
+        columns[name] = pc.if_else(pc.equal(columns[name], ""), pa.scalar(None, pa.string()), columns[name])
+    return pa.table(columns)
+
+
+def with_values(table: pa.Table) -> set[str]:
+    """The columns that are not all null."""
+    columns = zip(table.column_names, table.columns, strict=True)
+    return {name for name, column in columns if column.null_count < len(column)}
+
+
+def require_columns(names: set[str], logs: str) -> None:
+    """Raises DataError when logs whose rows have values in these columns lack one that every log needs."""
+    for alternatives in _REQUIRED:
+        if not any(names.issuperset(alternative) for alternative in alternatives):
+            wanted = " or ".join(" + ".join(alternative) for alternative in alternatives)
+            raise DataError(f"{logs}: no row has {wanted}; a log row needs it; columns with values: {sorted(names)}")
+
+
+def conform(table: pa.Table, names: set[str]) -> pa.Table:
+    """A table of fit_types without the optional columns that no row of the logs has a value in.
+
+    names: columns with values in all the logs, of which the table may be a part.
+    """
+    return table.select([name for name in LOG_SCHEMA.names if name in names or name not in _OPTIONAL])
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field, file: str) -> pa.ChunkedArray:

@@ -1,6 +1,6 @@
 """Which log rows break the log schema, and why: all rules at once, column by column."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,23 +53,17 @@ class Origin:
         """One file without lines: rows are numbered from 1."""
         return cls(file=np.full(num_rows, file, dtype=object), line=np.arange(1, num_rows + 1))
 
-    @classmethod
-    def join(cls, origins: Sequence["Origin"]) -> "Origin":
-        """The origin of tables one after the other."""
-        starts = np.cumsum([0, *(len(origin.line) for origin in origins)]).tolist()
-        return cls(
-            file=np.concatenate([origin.file for origin in origins]),
-            line=np.concatenate([origin.line for origin in origins]),
-            broken={
-                start + row: reason
-                for start, origin in zip(starts, origins, strict=False)
-                for row, reason in origin.broken.items()
-            },
-        )
-
     def place(self, row: int) -> str:
         """FILE:LINE of a row."""
         return f"{self.file[row]}:{self.line[row]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """What the rows of other tables tell, where a table holds only some sessions of the logs."""
+
+    embedding_width: int | None = None  # of most rows; None: as this table's rows tell
+    home_of_group: Mapping[str, str] = field(default_factory=dict)  # the part of groups whose rows name several
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +82,22 @@ def _at(values: NDArray[Any]) -> Callable[[int], object]:
 
 
 def check_rows(
-    table: pa.Table, catalog: Catalog, origin: Origin | None = None, models: tuple[str, ...] = ()
+    table: pa.Table,
+    catalog: Catalog,
+    origin: Origin | None = None,
+    models: tuple[str, ...] = (),
+    elsewhere: Elsewhere = Elsewhere(),
 ) -> list[BadRow]:
     """The rows that cannot be used, in order, each with one reason; none for clean logs.
 
-    table: columns as of log_schema.conform. models: the sub-pool that logged models must be in; () is the whole
-    catalog. One bad row makes its whole session bad: the others get the reason "session has a bad row: FILE:LINE".
+    table: all rows of some sessions, columns as of log_schema.conform. models: the sub-pool that logged models must be
+    in; () is the whole catalog. One bad row makes its whole session bad: the others get the reason "session has a bad
+    row: FILE:LINE".
     """
     origin = origin or Origin.of_rows("table", table.num_rows)
     reasons = dict(origin.broken)
     session, _ = codes(table["session_id"])
-    for rule in _row_rules(table, catalog, models, session):
+    for rule in _row_rules(table, catalog, models, session, elsewhere):
         _collect(reasons, rule)
     whole = (session >= 0) & ~np.isin(session, session[np.fromiter(reasons, dtype=np.int64)])
     for rule in _sequence_rules(session, numbers(table["turn"]).value.astype(np.int64), whole):
@@ -124,13 +123,15 @@ def _spread(reasons: dict[int, str], session: IntArray, origin: Origin) -> None:
             reasons[row] = _SPOILED + origin.place(first_bad[int(session[row])])
 
 
-def _row_rules(table: pa.Table, catalog: Catalog, models: tuple[str, ...], session: IntArray) -> Iterator[_Rule]:
+def _row_rules(
+    table: pa.Table, catalog: Catalog, models: tuple[str, ...], session: IntArray, elsewhere: Elsewhere
+) -> Iterator[_Rule]:
     yield from _identity_rules(table)
-    yield from _query_rules(table)
+    yield from _query_rules(table, elsewhere.embedding_width)
     yield from _model_rules(table, catalog, models)
     yield from _number_rules(table)
     yield from _cost_rules(table, catalog)
-    yield from _part_rules(table, session)
+    yield from _part_rules(table, session, elsewhere.home_of_group)
     if "outcomes" in table.column_names:
         yield from _outcome_rules(table, catalog)
 
@@ -142,18 +143,28 @@ def _identity_rules(table: pa.Table) -> Iterator[_Rule]:
     yield _Rule(turn.value < 0, "turn must be >= 0", _at(turn.value.astype(np.int64)))
 
 
-def _query_rules(table: pa.Table) -> Iterator[_Rule]:
+def _query_rules(table: pa.Table, width: int | None) -> Iterator[_Rule]:
     if "embedding" not in table.column_names:
         yield _Rule(np.asarray(pc.is_null(table["text"])), "text is missing; a row needs text or an embedding")
         return
     lists = table["embedding"].combine_chunks()
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0), dtype=np.int64)
-    width = 1 + int(np.bincount(lengths, minlength=2)[1:].argmax())  # the most frequent one above 0
+    lengths = embedding_widths(table)
+    width = width or most_frequent_width(np.bincount(lengths))
     yield _Rule(np.asarray(pc.is_null(lists)), "embedding is missing; every row of these logs needs one")
     yield _Rule(lengths != width, f"embedding must have {width} numbers as in most rows", _at(lengths))
     finite = np.isfinite(lists.flatten().to_numpy(zero_copy_only=False))
     in_row = np.array([], dtype=np.int64) if finite.all() else np.repeat(np.arange(len(lists)), lengths)[~finite]
     yield _Rule(np.unique(in_row), "embedding must be finite, got NaN, infinity or null in it")
+
+
+def embedding_widths(table: pa.Table) -> IntArray:
+    """[N] numbers in each row's embedding; 0 for null."""
+    return np.asarray(pc.fill_null(pc.list_value_length(table["embedding"].combine_chunks()), 0), dtype=np.int64)
+
+
+def most_frequent_width(counts: IntArray) -> int:
+    """The width above 0 that most rows have, the smallest of equals; counts: [W] rows of each width from 0."""
+    return 1 + int(np.append(counts[1:], 0).argmax())
 
 
 def _model_rules(table: pa.Table, catalog: Catalog, models: tuple[str, ...]) -> Iterator[_Rule]:
@@ -196,18 +207,23 @@ def _cost_rules(table: pa.Table, catalog: Catalog) -> Iterator[_Rule]:
     yield _Rule(~_is_cost(cost_usd), _COST_RULE, _at(cost_usd))
 
 
-def _part_rules(table: pa.Table, session: IntArray) -> Iterator[_Rule]:
+def _part_rules(table: pa.Table, session: IntArray, home_of_group: Mapping[str, str]) -> Iterator[_Rule]:
     index, unsorted = codes(pc.fill_null(table["part"], ""))
-    names = sorted(unsorted)  # so that which part is the home does not depend on the order of rows
+    names = sorted({*unsorted, *home_of_group.values()})  # which one is the home does not depend on the order of rows
     rank = {name: position for position, name in enumerate(names)}
     part = np.array([rank[name] for name in unsorted], dtype=np.int64)[index]
     unknown = ~np.isin(part, [code for code, name in enumerate(names) if name in ("", *PARTS)])
     yield _Rule(unknown, "part must be fit, tune, test or null", lambda row: names[part[row]])
-    for what, key in (("session", session), ("group_id", codes(group_key(table))[0])):
-        _, code = np.unique(key, return_inverse=True)
-        home = np.full(len(key), len(names))
-        np.minimum.at(home, code, part)
-        home = home[code]
+    group, group_names = codes(group_key(table))
+    last = len(names)  # behind every part
+    at_home = [rank[home_of_group[name]] if name in home_of_group else last for name in group_names]
+    for what, key, homes in (
+        ("session", session, [last] * (session.max(initial=-1) + 1)),
+        ("group_id", group, at_home),
+    ):
+        home = np.array([*homes, last])  # the last one of no key
+        np.minimum.at(home, key, part)
+        home = home[key]
         yield _Rule((key >= 0) & (part != home), f"a {what} must be in one part", _both(names, home, part))
 
 

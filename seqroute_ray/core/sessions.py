@@ -5,9 +5,9 @@ says by itself what its actions and vectors mean.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,26 @@ class Sessions:
             embedder=parts[0].embedder,
             offsets=np.concatenate([[0], *offsets]),
             **{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns},
+        )
+
+    def over(self, catalog: Catalog) -> "Sessions":
+        """Over another pool, which holds every logged model; outcomes of models outside it are left out."""
+        shape, known = (len(self.action), len(catalog)), self.catalog.action_by_name
+        outcome_quality = np.full(shape, np.nan, dtype=np.float32)
+        outcome_cost_nusd = np.full(shape, NOT_MEASURED_NUSD, dtype=np.int64)
+        action_of = np.full(len(self.catalog), -1)
+        for action, name in enumerate(catalog.names):
+            if name in known:
+                before = known[name]
+                action_of[before] = action
+                outcome_quality[:, action] = self.outcome_quality[:, before]
+                outcome_cost_nusd[:, action] = self.outcome_cost_nusd[:, before]
+        return replace(
+            self,
+            catalog=catalog,
+            action=action_of[self.action],
+            outcome_quality=outcome_quality,
+            outcome_cost_nusd=outcome_cost_nusd,
         )
 
     def of_part(self, part: str) -> "Sessions":
@@ -229,8 +249,28 @@ def from_table(table: pa.Table, name: str = "table") -> Sessions:
 
 
 def write_sessions(sessions: Sessions, path: Path) -> None:
+    write_parts([sessions], path)
+
+
+def write_parts(parts: Iterable[Sessions], path: Path) -> None:
+    """Sessions that follow each other, over one pool, in one file: where they are cut into parts leaves no trace."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(to_table(sessions), path, compression="zstd", row_group_size=SESSIONS_PER_ROW_GROUP)
+    waiting: list[pa.Table] = []  # fewer sessions than a row group has
+    writer: pq.ParquetWriter | None = None
+    try:
+        for sessions in parts:
+            waiting.append(to_table(sessions))
+            writer = writer or pq.ParquetWriter(path, waiting[0].schema, compression="zstd")
+            table = pa.concat_tables(waiting)
+            whole = table.num_rows - table.num_rows % SESSIONS_PER_ROW_GROUP
+            for start in range(0, whole, SESSIONS_PER_ROW_GROUP):
+                writer.write_table(table.slice(start, SESSIONS_PER_ROW_GROUP).combine_chunks())
+            waiting = [table.slice(whole)] if whole < table.num_rows else []
+        if writer and waiting:
+            writer.write_table(pa.concat_tables(waiting).combine_chunks())
+    finally:
+        if writer:
+            writer.close()
 
 
 @contextmanager

@@ -4,12 +4,15 @@ A location is a local path or a URI (`s3://`, `gs://`, any fsspec scheme that is
 beside its place, flushed to the disk and renamed; an object appears when its upload ends. Neither is seen half.
 """
 
+import io
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 from uuid import uuid4
 
 from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
@@ -17,6 +20,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalF
 from seqroute_ray.core.errors import ConfigError, DataError
 
 Location = str | Path  # a local path, or a URI with a scheme
+COPY_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Folder:
         return self.location
 
     def __getstate__(self) -> dict[str, str]:
-        return {"location": self.location}
+        """Absolute: a worker stands in another folder than its driver."""
+        return {"location": self.location if "://" in self.location else os.path.abspath(self.location)}
 
     @cached_property
     def _resolved(self) -> tuple[FileSystem, str]:
@@ -83,6 +88,74 @@ class Folder:
         """Delete a file if it is there."""
         if self.exists(name):
             self._resolved[0].delete_file(self._path(name))
+
+    def delete_all(self) -> None:
+        """Delete the folder and all in it, if it is there."""
+        filesystem, path = self._resolved
+        if filesystem.get_file_info(path).type == FileType.Directory:
+            filesystem.delete_dir(path)
+
+
+class FileState(NamedTuple):
+    """What tells one state of a file from another without reading it."""
+
+    location: str
+    size: int  # bytes
+    changed_ns: int  # since 1970; 0 where the place does not know
+
+
+def state_of(location: Location) -> FileState | None:
+    """None when there is no such file."""
+    filesystem, path = resolve(location)
+    with reaching(location):
+        info = filesystem.get_file_info(path)
+    return FileState(str(location), info.size, info.mtime_ns or 0) if info.type == FileType.File else None
+
+
+def files_in(location: Location) -> list[str] | None:
+    """The locations of the files of a folder, unsorted; None when it is no folder."""
+    filesystem, path = resolve(location)
+    with reaching(location):
+        if filesystem.get_file_info(path).type != FileType.Directory:
+            return None
+        found = filesystem.get_file_info(FileSelector(path))
+    root = str(location).rstrip("/")
+    return [f"{root}/{info.base_name}" for info in found if info.type == FileType.File]
+
+
+def suffix_of(location: Location) -> str:
+    """The ending of a file's name, with its dot."""
+    return PurePosixPath(str(location)).suffix
+
+
+def open_input(location: Location) -> IO[bytes]:
+    """A file to read, at any place in it. Raises OSError."""
+    filesystem, path = resolve(location)
+    if isinstance(filesystem, LocalFileSystem):
+        return open(path, "rb")
+    return io.BufferedReader(filesystem.open_input_file(path), COPY_BLOCK_BYTES)  # Arrow's files know no lines
+
+
+def is_local(location: Location) -> bool:
+    return isinstance(resolve(location)[0], LocalFileSystem)
+
+
+def remove(location: Location) -> None:
+    """Delete a file if it is there."""
+    if state_of(location) is not None:
+        filesystem, path = resolve(location)
+        filesystem.delete_file(path)
+
+
+def move_local(source: Path, location: Location) -> None:
+    """A local file to a location: renamed where both are on one disk, else copied. Raises OSError."""
+    filesystem, path = resolve(location)
+    if isinstance(filesystem, LocalFileSystem):
+        source.replace(path)
+        return
+    with source.open("rb") as file, filesystem.open_output_stream(path) as stream:
+        shutil.copyfileobj(file, stream, COPY_BLOCK_BYTES)
+    source.unlink()
 
 
 def resolve(location: Location) -> tuple[FileSystem, str]:

@@ -1,33 +1,38 @@
-"""Import logs: read, judge, check every row, embed the texts, group turns into sessions, put bad rows aside."""
+"""Import logs: files are read, sorted and embedded one by one, then checked and grouped range by range of session ids.
+
+Files and ranges are tasks, done by Ray Data's workers or in this process. Between the two steps stands what only all
+rows together tell; behind them one session file, whose bytes depend neither on the runner nor on how the rows were cut
+into files.
+"""
 
 import hashlib
 import json
 import logging
-import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import pyarrow as pa
 import tyro
-from numpy.typing import NDArray
 
+from seqroute_ray import __version__
 from seqroute_ray.core.catalog import Catalog
-from seqroute_ray.core.embedding import DEFAULT_EMBEDDER, load_embedder, unit_rows
-from seqroute_ray.core.errors import ConfigError, DataError
-from seqroute_ray.core.grouping import build_sessions
-from seqroute_ray.core.log_schema import actions, codes, outcome_cells
-from seqroute_ray.core.logs import BadRow, check_rows
-from seqroute_ray.core.sessions import write_sessions
+from seqroute_ray.core.embedding import DEFAULT_EMBEDDER, load_embedder
+from seqroute_ray.core.errors import ConfigError, DataError, SeqRouteError
+from seqroute_ray.core.log_schema import require_columns
+from seqroute_ray.core.storage import FileState, Folder, Location, remove
 from seqroute_ray.data.catalogs import add_priced, load_catalog
-from seqroute_ray.data.judgements import judge
-from seqroute_ray.data.log_files import FormatName, Logs, read_logs
-
-TEXTS_PER_BATCH = 1024
-VECTORS_PER_BATCH = 8192  # normalised at once, in float64
+from seqroute_ray.data.importing.assemble import assemble_quarantine, assemble_sessions
+from seqroute_ray.data.importing.ranges import Ranges
+from seqroute_ray.data.importing.staging import Staging
+from seqroute_ray.data.importing.whole import Whole
+from seqroute_ray.data.judgements import JUDGEMENTS, find_judgements
+from seqroute_ray.data.log_files import FORMATS, Format, FormatName, find_logs
+from seqroute_ray.data.runners import WORKER, Row, RunnerName
+from seqroute_ray.data.tries import run_all
 
 Repeatable = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+Progress = Callable[[str, int, int], None]  # (what: files or ranges; done; in all)
 
 log = logging.getLogger(__name__)
 
@@ -36,144 +41,194 @@ log = logging.getLogger(__name__)
 class ImportConfig:
     """One import. Each field is a flag of `seqroute import`."""
 
-    logs: tuple[Path, ...]  # files, or folders of them; in whatever order, the sessions are the same
-    out: Path  # session file (Parquet); bad rows go to OUT.quarantine.jsonl
+    logs: tuple[Location, ...]  # files or folders of them, paths or URIs; in whatever order, the sessions are the same
+    out: Location  # session file (Parquet), a path or URI; bad rows go to OUT.quarantine.jsonl
     format: FormatName = "seqroute"  # whose logs: the own log schema, or one of docs/import.md
-    judgements: Path | None = None  # JSONL or Parquet of session_id, turn, quality; it wins over the logs' quality
+    judgements: Location | None = None  # JSONL or Parquet of session_id, turn, quality; it wins over the logs' quality
     catalog: Path | None = None  # JSON or YAML list of models and prices; None is the bundled catalog
     price: Repeatable = ()  # MODEL=INPUT/OUTPUT adds a model at that price, in USD per million tokens: my-llm=0.15/0.6
     models: tuple[str, ...] = ()  # sub-pool, in the order of its actions; () is every model that occurs in the logs
     embedder: str = DEFAULT_EMBEDDER  # for texts; names the maker of the vectors where the logs bring embeddings
     max_bad_share: float = 0.01  # of rows that may be put aside; more is an error
-    drop_text: bool = False  # session files never hold texts; with this, ids are SHA-256 hashes there and in quarantine
+    drop_text: bool = False  # no text is ever written but in the logs; with this, ids are SHA-256 hashes too
+    runner: RunnerName = "ray"  # local: in this process, without Ray
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_bad_share <= 1.0:
             raise ConfigError(f"max_bad_share must be in [0, 1], got {self.max_bad_share}")
         if not self.logs:
             raise ConfigError("logs needs at least one file or folder, got none")
-        inputs = {path.resolve() for path in (*self.logs, *filter(None, [self.judgements, self.catalog]))}
-        if self.out.resolve() in inputs:
+        beside = [path for path in (self.judgements, self.catalog) if path is not None]
+        inputs = {_place(path) for path in (*self.logs, *beside)}
+        if _place(self.out) in inputs:
             raise ConfigError(f"out must be another file than logs, judgements and catalog, got {self.out} for both")
-        if self.out.resolve().parent in inputs:  # the next import would read it
+        if _place(self.out).rpartition("/")[0] in inputs:  # the next import would read it
             raise ConfigError(f"out must be outside the folders of logs, got {self.out}")
 
     @property
-    def quarantine(self) -> Path:
-        return self.out.with_name(f"{self.out.name}.quarantine.jsonl")
+    def quarantine(self) -> str:
+        return f"{self.out}.quarantine.jsonl"
+
+    @property
+    def unfinished(self) -> Folder:
+        """What an import that was killed leaves, for the next one to go on with."""
+        return Folder.at(f"{self.out}.unfinished")
+
+
+def _place(location: Location) -> str:
+    return str(location).rstrip("/") if "://" in str(location) else str(Path(location).resolve())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportReport:
     """What an import read and wrote; num_turns = num_rows - num_bad_rows."""
 
+    num_files: int
     num_rows: int
     num_failed_calls: int  # left out: no rows
     num_bad_rows: int  # put aside, with the other turns of their sessions
     num_sessions: int
     num_turns: int
-    quarantine: Path | None  # None when no row is bad
-    out: Path
+    quarantine: str | None  # None when no row is bad
+    out: Location
+    runner: str
+    num_workers: int  # distinct workers that did at least one file or range
+    num_resumed: int  # files and ranges that an import which was killed had done already
 
 
-def import_logs(config: ImportConfig) -> ImportReport:
-    """Write the session file of logs.
+def import_logs(config: ImportConfig, progress: Progress = lambda _what, _done, _total: None) -> ImportReport:
+    """Write the session file of logs. Ray must be initialised for runner=ray.
 
     Raises DataError when a file cannot be read, no turn is judged, a judgement is wrong, or more than max_bad_share of
     the rows are bad (they are then in the quarantine file, and no session file is written); ConfigError and
     UnknownModelError for a wrong config.
     """
-    catalog = add_priced(load_catalog(config.catalog), config.price)
-    catalog.select(config.models or catalog.names)  # a wrong name is an error before the work
-    logs = read_logs(config.logs, config.format)
-    bad = check_rows(logs.table, catalog, logs.origin, config.models)
-    _write_quarantine(bad, logs, config)
-    _refuse_too_many(bad, logs, config)
-    table = _clean_table(logs, bad, config)
-    pool = catalog.select(config.models or _models_in(table, catalog))
-    sessions = build_sessions(table, pool, config.embedder, _embeddings(table, config.embedder))
-    temporary = config.out.with_name(f"{config.out.name}.tmp")
+    inputs = check(config)
     try:
-        write_sessions(sessions, temporary)
-        os.replace(temporary, config.out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    log.info("imported out=%s rows=%d bad_rows=%d", config.out, logs.table.num_rows, len(bad))
+        report = _import(config, inputs, progress)
+    except SeqRouteError:
+        config.unfinished.delete_all()
+        raise
+    config.unfinished.delete_all()
+    log.info("event=imported out=%s rows=%d bad_rows=%d", config.out, report.num_rows, report.num_bad_rows)
+    return report
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an import reads."""
+
+    catalog: Catalog
+    files: tuple[FileState, ...]
+    judgements: tuple[FileState, ...]  # one or none
+
+    @property
+    def label(self) -> str:
+        """The logs, in an error."""
+        first, others = self.files[0].location, len(self.files) - 1
+        return f"{first} and {others} more" if others else first
+
+
+def check(config: ImportConfig) -> Inputs:
+    """What is wrong with a config is an error before the work. Raises as import_logs."""
+    catalog = add_priced(load_catalog(config.catalog), config.price)
+    catalog.select(config.models or catalog.names)
+    files = find_logs(config.logs, FORMATS[config.format])
+    judgements = [] if config.judgements is None else [find_judgements(config.judgements)]
+    return Inputs(catalog, tuple(files), tuple(judgements))
+
+
+def _import(config: ImportConfig, inputs: Inputs, progress: Progress) -> ImportReport:
+    folder = Folder.at(f"{config.unfinished}/{_key(config, inputs)}")
+    kind = FORMATS[config.format]
+    read = _stage(config, folder, kind, inputs.files, progress)
+    _tell_of_failed_calls(read, inputs.files)
+    whole = Whole.of(read, folder)
+    if whole.num_rows == 0:
+        raise DataError(f"{inputs.label}: every call failed; an import needs calls with answers")
+    if "embedding" not in whole.columns and "text" in whole.columns:
+        load_embedder(config.embedder)  # raises what kept the texts from being embedded
+    scores = _stage(config, folder, JUDGEMENTS, inputs.judgements, progress)
+    ranges = Ranges(
+        folder=folder,
+        files=tuple(file.location for file in inputs.files),
+        kind=kind,
+        whole=whole,
+        judgement_runs=tuple(name for file in scores for name in file["runs"]) if inputs.judgements else None,
+        catalog=inputs.catalog,
+        models=config.models,
+        embedder=config.embedder,
+    )
+    names = [f"{config.unfinished}: range {at}" for at in range(len(whole.starts) + 1)]
+    built = run_all(config.runner, names, ranges.build, lambda done, total: progress("ranges", done, total))
+    num_bad = _refuse_or_put_aside(config, inputs, whole, folder, built)
+    seen = {name for row in built for name in row["models"]}
+    pool = inputs.catalog.select(config.models or [name for name in inputs.catalog.names if name in seen])
+    parts = [name for row in built for name in row["files"] if name.endswith(".parquet")]
+    assemble_sessions(folder, parts, pool, config.out)
+    done = (*read, *scores, *built)
     return ImportReport(
-        num_rows=logs.table.num_rows,
-        num_failed_calls=logs.num_failed_calls,
-        num_bad_rows=len(bad),
-        num_sessions=sessions.num_sessions,
-        num_turns=len(sessions.action),
-        quarantine=config.quarantine if bad else None,
+        num_files=len(inputs.files),
+        num_rows=whole.num_rows,
+        num_failed_calls=whole.num_failed_calls,
+        num_bad_rows=num_bad,
+        num_sessions=sum(row["num_sessions"] for row in built),
+        num_turns=sum(row["num_turns"] for row in built),
+        quarantine=config.quarantine if num_bad else None,
         out=config.out,
+        runner=config.runner,
+        num_workers=len({row[WORKER] for row in done if not row["resumed"]}),
+        num_resumed=sum(row["resumed"] for row in done),
     )
 
 
-def _clean_table(logs: Logs, bad: list[BadRow], config: ImportConfig) -> pa.Table:
-    """The rows that are not bad with their final qualities and ids, in the order of sessions and turns."""
-    table = logs.table if config.judgements is None else judge(logs.table, config.judgements)
-    table = table.take(pa.array(np.setdiff1d(np.arange(table.num_rows), [row.row for row in bad])))
-    if table["quality"].null_count == table.num_rows:
-        files = ", ".join(map(str, config.logs))
-        raise DataError(f"{files}: no row has quality; bring some by --judgements FILE (session_id, turn, quality)")
-    table = _hash_ids(table) if config.drop_text else table
-    return table.sort_by([("session_id", "ascending"), ("turn", "ascending")])
+def _key(config: ImportConfig, inputs: Inputs) -> str:
+    """What an import is made of: of the same key, the work of one that was killed goes on."""
+    settings = (config.format, config.models, config.embedder, config.drop_text, inputs.catalog.to_json())
+    terms = [__version__, settings, inputs.files, inputs.judgements]
+    return hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:16]
 
 
-def _hash_ids(table: pa.Table) -> pa.Table:
-    """Session and group ids as the first 32 hex digits of their SHA-256."""
-    for name in {"session_id", "group_id"} & set(table.column_names):
-        ids = table[name].to_pylist()
-        hashes = [text and hashlib.sha256(text.encode()).hexdigest()[:32] for text in ids]
-        table = table.set_column(table.column_names.index(name), name, pa.array(hashes, pa.string()))
-    return table
+def _stage(
+    config: ImportConfig, folder: Folder, kind: Format, files: tuple[FileState, ...], progress: Progress
+) -> list[Row]:
+    staging, what = Staging(folder, files, kind, config.embedder, config.drop_text), f"files of {kind.name}"
+    names = [file.location for file in files]
+    return run_all(config.runner, names, staging.stage, lambda done, total: progress(what, done, total))
 
 
-def _write_quarantine(bad: list[BadRow], logs: Logs, config: ImportConfig) -> None:
-    """One JSON object a bad row, without its text; no bad rows leave no file."""
-    if not bad:
-        config.quarantine.unlink(missing_ok=True)
-        return
-    ids = logs.table.select(["session_id", "turn"]).take(pa.array([row.row for row in bad]))
-    ids = _hash_ids(ids) if config.drop_text else ids
-    origin = logs.origin
-    lines = [
-        json.dumps({"file": origin.file[row.row], "line": int(origin.line[row.row]), "reason": row.reason, **names})
-        for row, names in zip(bad, ids.to_pylist(), strict=True)
-    ]
-    config.quarantine.parent.mkdir(parents=True, exist_ok=True)
-    config.quarantine.write_text("\n".join(lines) + "\n")
+def _tell_of_failed_calls(read: Sequence[Row], files: Sequence[FileState]) -> None:
+    for row, file in zip(read, files, strict=True):
+        if failed := row["failed_lines"]:
+            lines = ",".join(map(str, failed))
+            log.warning("left out failed calls file=%s calls=%d lines=%s", file.location, len(failed), lines)
 
 
-def _refuse_too_many(bad: list[BadRow], logs: Logs, config: ImportConfig) -> None:
-    num_rows = logs.table.num_rows
-    if not bad or (len(bad) <= config.max_bad_share * num_rows and len(bad) < num_rows):
-        return
-    first = next(row for row in bad if not row.is_spoiled)
-    raise DataError(
-        f"{logs.origin.place(first.row)}: {first.reason}; {len(bad)} of {num_rows} rows cannot be used "
-        f"({len(bad) / num_rows:.2%}, max_bad_share is {config.max_bad_share:.2%}), all are in {config.quarantine}"
-    )
-
-
-def _models_in(table: pa.Table, catalog: Catalog) -> tuple[str, ...]:
-    """The models that occur in the logs, as the answering one or in outcomes, in catalog order."""
-    seen = np.unique(actions(table["model"], catalog))
-    if "outcomes" in table.column_names:
-        seen = np.union1d(seen, outcome_cells(table, catalog).action)
-    return tuple(catalog.names[action] for action in seen.tolist())
-
-
-def _embeddings(table: pa.Table, embedder: str) -> NDArray[np.float16]:
-    """[N, D] unit rows: the logs' own vectors where they bring them, else embedded texts, each distinct one once."""
-    if "embedding" in table.column_names:
-        vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        starts = range(0, len(vectors), VECTORS_PER_BATCH)
-        parts = [unit_rows(vectors[at : at + VECTORS_PER_BATCH].astype(np.float64)) for at in starts]
-        return np.concatenate(parts, dtype=np.float16, casting="same_kind")
-    index, texts = codes(table["text"])
-    model = load_embedder(embedder)
-    starts = range(0, len(texts), TEXTS_PER_BATCH)
-    parts = [model.embed(texts[at : at + TEXTS_PER_BATCH]) for at in starts]
-    return np.concatenate(parts, dtype=np.float16, casting="same_kind")[index]
+def _refuse_or_put_aside(
+    config: ImportConfig, inputs: Inputs, whole: Whole, folder: Folder, built: Sequence[Row]
+) -> int:
+    """The number of bad rows, which are in the quarantine file then. Raises DataError for what spoils an import."""
+    if whole.num_broken < whole.num_rows:  # else no column tells anything
+        require_columns({name for row in built for name in row["columns"]}, inputs.label)
+    num_bad: int = sum(row["num_bad"] for row in built)
+    if num_bad:
+        parts = [name for row in built for name in row["files"] if name.endswith(".jsonl")]
+        assemble_quarantine(folder, parts, config.quarantine)
+    else:
+        remove(config.quarantine)
+    if num_bad and (num_bad > config.max_bad_share * whole.num_rows or num_bad == whole.num_rows):
+        _, _, first = min(row["first_bad"] for row in built if row["first_bad"])
+        raise DataError(
+            f"{first}; {num_bad} of {whole.num_rows} rows cannot be used "
+            f"({num_bad / whole.num_rows:.2%}, max_bad_share is {config.max_bad_share:.2%}), all are in "
+            f"{config.quarantine}"
+        )
+    wrong = [row["wrong_judgement"] for row in built if row["wrong_judgement"]]
+    if wrong:
+        _, line, reason = min(wrong)
+        raise DataError(f"{config.judgements}:{line}: {reason}")
+    if not any(row["num_judged"] for row in built):
+        raise DataError(
+            f"{inputs.label}: no row has quality; bring some by --judgements FILE (session_id, turn, quality)"
+        )
+    return num_bad

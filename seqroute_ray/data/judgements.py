@@ -1,40 +1,49 @@
 """Judgements brought beside the logs: the quality of turns, joined on session and turn."""
 
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from seqroute_ray.core.errors import DataError
-from seqroute_ray.data.formats.own import read_parquet
-from seqroute_ray.data.formats.records import JSON_SUFFIXES, json_lines
-from seqroute_ray.data.formats.rows import LogFile, log_file
+from seqroute_ray.core.storage import FileState, Location, state_of, suffix_of
+from seqroute_ray.data.formats.own import parquet_blocks
+from seqroute_ray.data.formats.records import JSON_SUFFIXES, json_lines, parquet_names
+from seqroute_ray.data.formats.rows import LogBlock, log_blocks
+from seqroute_ray.data.log_files import Format
 
-_SCHEMA = pa.schema([("session_id", pa.string()), ("turn", pa.int64()), ("quality", pa.float64())])
+SCHEMA = pa.schema([("session_id", pa.string()), ("turn", pa.int64()), ("quality", pa.float64())])
+_SUFFIXES = (".parquet", *JSON_SUFFIXES)
 
 Turn = tuple[str | None, int | None]  # session_id and turn
 
 
-def judge(table: pa.Table, path: Path) -> pa.Table:
-    """Log rows with the qualities of a judgement file in place of their own.
+class BadJudgement(NamedTuple):
+    """A judgement that cannot be used, and why, without its ids."""
 
-    Raises DataError naming the file, the line and the rule of the first judgement that cannot be used, and no ids.
+    row: int
+    reason: str
+
+
+def judge(table: pa.Table, judgements: pa.Table, broken: Mapping[int, str]) -> tuple[pa.Table, BadJudgement | None]:
+    """Log rows with the qualities of judgements in place of their own, and the first judgement that cannot be used.
+
+    table: the rows of some sessions, in the log schema. judgements: those of the same sessions, in SCHEMA. broken:
+    reasons by row of judgements, as far as reading told.
     """
-    judgements = _read(path)
     turns, scores = _turns(table), dict[Turn, float]()
     in_logs = set(turns)
-    for at, (turn, score) in enumerate(
-        zip(_turns(judgements.table), judgements.table["quality"].to_pylist(), strict=True)
-    ):
-        reason = judgements.origin.broken.get(at) or _reason(turn, score)
+    for row, (turn, score) in enumerate(zip(_turns(judgements), judgements["quality"].to_pylist(), strict=True)):
+        reason = broken.get(row) or _reason(turn, score)
         if not reason and turn not in in_logs:
             reason = "no such session_id and turn in the logs"
         if not reason and turn in scores:
             reason = "duplicate judgement: a turn has one"
         if reason:
-            raise DataError(f"{judgements.origin.place(at)}: {reason}")
+            return table, BadJudgement(row, reason)
         scores[turn] = score
     quality = [scores.get(turn, own) for turn, own in zip(turns, table["quality"].to_pylist(), strict=True)]
-    return table.set_column(table.column_names.index("quality"), "quality", pa.array(quality, pa.float64()))
+    return table.set_column(table.column_names.index("quality"), "quality", pa.array(quality, pa.float64())), None
 
 
 def _reason(turn: Turn, score: float | None) -> str:
@@ -49,13 +58,22 @@ def _turns(table: pa.Table) -> list[Turn]:
     return list(zip(table["session_id"].to_pylist(), table["turn"].to_pylist(), strict=True))
 
 
-def _read(path: Path) -> LogFile:
-    if not path.is_file():
+def find_judgements(path: Location) -> FileState:
+    """Raises DataError when it is no file of judgements by its name and columns."""
+    state = state_of(path)
+    if state is None:
         raise DataError(f"{path}: no such file of judgements")
-    if path.suffix not in (".parquet", *JSON_SUFFIXES):
-        raise DataError(f"{path}: judgements end in .parquet, {', '.join(JSON_SUFFIXES)}, got {path.suffix!r}")
-    file = read_parquet(path, _SCHEMA) if path.suffix == ".parquet" else log_file(path, json_lines(path), _SCHEMA)
-    for name in _SCHEMA.names:
-        if name not in file.table.column_names:
-            raise DataError(f"{path}: no column {name}; a judgement has session_id, turn, quality")
-    return file
+    if suffix_of(path) not in _SUFFIXES:
+        raise DataError(f"{path}: judgements end in {', '.join(_SUFFIXES)}, got {suffix_of(path)!r}")
+    missing = [name for name in SCHEMA.names if suffix_of(path) == ".parquet" and name not in parquet_names(path)]
+    if missing:
+        raise DataError(f"{path}: no column {missing[0]}; a judgement has session_id, turn, quality")
+    return state
+
+
+def _read(path: Location) -> Iterator[LogBlock]:
+    is_parquet = suffix_of(path) == ".parquet"
+    return parquet_blocks(path, SCHEMA) if is_parquet else log_blocks(path, json_lines(path), SCHEMA)
+
+
+JUDGEMENTS = Format(name="judgements", suffixes=_SUFFIXES, read=_read, schema=SCHEMA)

@@ -23,9 +23,10 @@ from seqroute_ray.core.estimator import EstimatorConfig
 from seqroute_ray.core.hbr import HbrConfig
 from seqroute_ray.core.storage import Folder, Location
 from seqroute_ray.core.strata import importance_weights, stratum_names
+from seqroute_ray.data.receipts import write_or_refuse
 from seqroute_ray.data.runners import WORKER, Row, RunnerName
 from seqroute_ray.data.session_file import SessionFile
-from seqroute_ray.data.shards import COUNTS, OWN_FILE, SHARD_FIELDS, Shards, write_or_refuse
+from seqroute_ray.data.shards import COUNTS, OWN_FILE, SHARD_FIELDS, Shards
 from seqroute_ray.data.tries import Progress, run_shards
 
 logger = logging.getLogger(__name__)

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, nullcontext
 from typing import Any, Literal
 
 from seqroute_ray.core.errors import DataError, SeqRouteError
@@ -53,8 +55,11 @@ def _run_on_ray(tasks: Sequence[Task], work: Work) -> Iterator[Row]:
     """One Ray Data row a task. The session file is read inside the tasks, by row group: no read of Ray's is needed."""
     import ray
 
+    here = os.getcwd()
+
     def attempt(item: dict[str, str]) -> dict[str, str]:  # as JSON: Arrow would give all rows the same fields
-        row = _attempt(work, json.loads(item["task"]))
+        with chdir(here) if os.path.isdir(here) else nullcontext():  # a relative path means what it means to the driver
+            row = _attempt(work, json.loads(item["task"]))
         return {"row": json.dumps({WORKER: ray.get_runtime_context().get_worker_id(), **row})}
 
     context = ray.data.DataContext.get_current()

@@ -1,14 +1,13 @@
 """The work on one shard of a dataset: from a row group of sessions to its two files and its receipt.
 
 A shard is a pure function of its sessions and of the estimators: whoever does the work, and how often, the bytes are
-the same. The receipt, written last, holds the files' checksums: a run that was killed finds by it what is done.
+the same.
 """
 
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +15,13 @@ from threadpoolctl import threadpool_limits
 
 from seqroute_ray.core import dataset as ds
 from seqroute_ray.core.arrays import IntArray
-from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.estimator import EstimatorConfig, OutcomeEstimator, cross_fit, fit_estimator, held_out, observe
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel_in_chunks
 from seqroute_ray.core.mdp import StateLayout, TurnFeatures, running_mean
 from seqroute_ray.core.sessions import Sessions, observed_outcomes
-from seqroute_ray.core.storage import Folder, one_line
+from seqroute_ray.core.storage import Folder
 from seqroute_ray.core.strata import NUM_STRATA, difficulty, strata
+from seqroute_ray.data.receipts import finished, write_or_refuse
 from seqroute_ray.data.runners import Row, Task
 from seqroute_ray.data.session_file import SessionFile
 
@@ -94,7 +93,7 @@ class Shards:
         """Relabel one shard, or find it done: its files, then its receipt."""
         terms = {"shard": task["shard"], "key": self.key, "left_out": task.get("left_out", [])}
         receipt = f"{RECEIPTS}/{ds.part_name(terms)}.json"
-        found = self._receipt(receipt, terms)
+        found = finished(self.folder, receipt, terms, ds.shard_sums)
         if found is not None:
             return {**found, "resumed": True}
         sessions = self.sessions.read(task["shard"])
@@ -119,17 +118,6 @@ class Shards:
             write_or_refuse(self.folder, name, content)
         write_or_refuse(self.folder, receipt, json.dumps(row).encode())
         return {**row, "resumed": False}
-
-    def _receipt(self, name: str, terms: dict[str, Any]) -> Row | None:
-        """What a finished shard's receipt says, if it is of this run and its files are what it says."""
-        try:
-            row: Row = json.loads(self.folder.read(name))
-            if any(row[term] != value for term, value in terms.items()):
-                return None
-            sums = [ds.sha256(self.folder.read(file)) for file in ds.shard_files(row)]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return row if sums == [row["turns_sha256"], row["transitions_sha256"]] else None
 
     def probe(self, task: Task) -> Row:
         """Do the work on one session alone, for nothing but to see whether the worker lives."""
@@ -159,14 +147,3 @@ class Counts:
     @property
     def num_bankrupt(self) -> int:
         return int(self.strata[1::2].sum())
-
-
-def write_or_refuse(folder: Folder, name: str, content: bytes) -> None:
-    """Write a file. Raises DataError when the place does not take it: no other try or session would help."""
-    try:
-        folder.write(name, content)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({one_line(error)}); make room and run again, finished shards are kept; or "
-            "choose another folder"
-        ) from error

@@ -78,6 +78,26 @@ def run_shards(
     return [done[shard] for shard in sorted(done)], names
 
 
+def run_all(runner: RunnerName, names: Sequence[str], work: Work, progress: Callable[[int, int], None]) -> list[Row]:
+    """The rows of the tasks {"at": 0}, {"at": 1}, ..., one a name; a row has its task's "at".
+
+    progress: is told how many of them are done. Raises DataError by its name when the worker of a task dies in
+    MAX_TRIES tries.
+    """
+    done: dict[int, Row] = {}
+    errors: list[str] = []
+    for _ in range(MAX_TRIES):
+        tasks = [{"at": at} for at in range(len(names)) if at not in done]
+        for row in run(runner, tasks, work, errors.append):
+            done[row["at"]] = row
+            progress(len(done), len(names))
+    failing = [name for at, name in enumerate(names) if at not in done]
+    if failing:
+        why = errors[-1] if errors else "its worker died; is memory short?"
+        raise DataError(f"{failing[0]}: fails in {MAX_TRIES} tries ({why})")
+    return [done[at] for at in range(len(names))]
+
+
 def crashing_sessions(
     probe: Work, runner: RunnerName, left: Sequence[Task], source: SessionFile
 ) -> dict[int, list[str]]:

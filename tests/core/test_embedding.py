@@ -41,6 +41,13 @@ def test_a_text_has_one_vector_whatever_stands_beside_it(wordllama: WordLlamaEmb
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
 
+def test_texts_of_any_length_keep_their_places(wordllama: WordLlamaEmbedder) -> None:
+    texts = [text * repeats for repeats in (300_000, 1, 50, 7) for text in ("ab ", "c ")]
+    alone = np.concatenate([wordllama.embed([text]) for text in texts])
+    np.testing.assert_array_equal(wordllama.embed(texts), alone)
+    assert wordllama.embed([]).shape == (0, 256)
+
+
 def test_texts_of_one_kind_are_closer_than_others(wordllama: WordLlamaEmbedder) -> None:
     likeness = wordllama.embed(TEXTS) @ wordllama.embed(TEXTS).T
     assert likeness[0, 1] > likeness[0, 2:].max()

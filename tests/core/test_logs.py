@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from seqroute_ray.core.catalog import Catalog, ModelSpec
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.grouping import build_sessions
-from seqroute_ray.core.log_schema import LOG_SCHEMA, conform
-from seqroute_ray.core.logs import Origin, check_rows
+from seqroute_ray.core.log_schema import LOG_SCHEMA, conform, fit_types, require_columns, with_values
+from seqroute_ray.core.logs import Elsewhere, Origin, check_rows
 from seqroute_ray.core.sessions import NOT_MEASURED_NUSD, Sessions, to_table
 
 CATALOG = Catalog(
@@ -39,7 +39,14 @@ def row(session_id: str, turn: int, **fields: Any) -> Row:
 
 
 def table_of(rows: list[Row]) -> pa.Table:
-    return conform(pa.Table.from_pylist(rows, LOG_SCHEMA), "logs")
+    return conformed(pa.Table.from_pylist(rows, LOG_SCHEMA))
+
+
+def conformed(table: pa.Table) -> pa.Table:
+    """All the logs as one table."""
+    table = fit_types(table, "logs")
+    require_columns(with_values(table), "logs")
+    return conform(table, with_values(table))
 
 
 def group(rows: list[Row]) -> Sessions:
@@ -233,11 +240,15 @@ def test_a_group_in_two_parts_costs_the_sessions_of_the_second_part() -> None:
     }
 
 
-def test_joined_origins_name_each_rows_file_and_line_and_what_reading_found() -> None:
-    lines = Origin(file=np.array(["a", "a"], dtype=object), line=np.array([2, 5]), broken={1: "torn"})
-    origin = Origin.join([lines, Origin.of_rows("b", 1), lines])
-    assert [origin.place(row) for row in range(5)] == ["a:2", "a:5", "b:1", "a:2", "a:5"]
-    assert origin.broken == {1: "torn", 4: "torn"}
+def test_rules_over_all_the_logs_hold_in_a_table_of_some_sessions() -> None:
+    rows = [row("a", 0, part="test", group_id="g"), row("b", 0, part="test"), row("c", 0, part="fit", group_id="g")]
+    whole, some = table_of(rows), table_of(rows[:2])
+    [bad] = check_rows(whole, CATALOG)
+    assert check_rows(some, CATALOG) == []
+    assert check_rows(some, CATALOG, elsewhere=Elsewhere(home_of_group={"g": "fit"})) == [bad]
+    assert bad.reason == "a group_id must be in one part, got ('fit', 'test')"
+    width = [bad.reason for bad in check_rows(some, CATALOG, elsewhere=Elsewhere(embedding_width=3))]
+    assert width == ["embedding must have 3 numbers as in most rows, got 2"] * 2
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -288,7 +299,7 @@ def test_a_wrong_column_is_named_in_one_line(columns: Row, words: str) -> None:
     good = pa.Table.from_pylist([row("s", 0)], LOG_SCHEMA)
     given_columns = {name: good[name] for name in good.column_names} | columns
     with pytest.raises(DataError, match=words) as caught:
-        conform(pa.table({name: column for name, column in given_columns.items() if column is not None}), "logs")
+        conformed(pa.table({name: column for name, column in given_columns.items() if column is not None}))
     assert "\n" not in str(caught.value)
 
 
@@ -307,4 +318,4 @@ def test_other_widths_and_layouts_of_a_type_are_the_same_rows() -> None:
         ),
         "more": pa.array([1, 2]),
     }
-    assert conform(pa.table(layouts), "logs").equals(conform(plain, "logs"))
+    assert conformed(pa.table(layouts)).equals(conformed(plain))

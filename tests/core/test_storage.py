@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from seqroute_ray.core.errors import ConfigError
-from seqroute_ray.core.storage import Folder
+from seqroute_ray.core.storage import Folder, files_in, move_local, open_input, remove, state_of, suffix_of
 
 
 @pytest.fixture(params=["local", "fsspec"])
@@ -39,6 +39,50 @@ def test_a_folder_travels_as_its_location(folder: Folder) -> None:
     folder.write("x", b"1")
     twin = pickle.loads(pickle.dumps(folder))
     assert (twin, twin.read("x")) == (folder, b"1")
+
+
+def test_a_relative_folder_travels_as_an_absolute_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    packed = pickle.dumps(Folder.at("a"))
+    monkeypatch.chdir("/")
+    pickle.loads(packed).write("x", b"1")
+    assert (tmp_path / "a" / "x").read_bytes() == b"1"
+
+
+def test_a_deleted_folder_is_gone_with_all_in_it(folder: Folder) -> None:
+    folder.write("b/x", b"1")
+    folder.delete_all()
+    folder.delete_all()
+    assert folder.names() == []
+
+
+def test_files_are_told_from_folders_and_their_states_apart(folder: Folder) -> None:
+    folder.write("b/x.jsonl", b"1")
+    folder.write("y.jsonl", b"12\n3\n")
+    assert files_in(folder.location) == [f"{folder}/y.jsonl"]
+    assert files_in(f"{folder}/y.jsonl") is None
+    assert state_of(folder.location) is None
+    state = state_of(f"{folder}/y.jsonl")
+    assert state is not None
+    assert (state.location, state.size) == (f"{folder}/y.jsonl", 5)
+    with open_input(state.location) as file:
+        assert list(file) == [b"12\n", b"3\n"]
+    assert [suffix_of(name) for name in (state.location, Path("a.b/c.parquet"), "s3://a.b/c")] == [
+        ".jsonl",
+        ".parquet",
+        "",
+    ]
+
+
+def test_a_local_file_moves_to_any_place(folder: Folder, tmp_path: Path) -> None:
+    folder.write("x", b"old")
+    source = tmp_path / "new"
+    source.write_bytes(b"new")
+    move_local(source, f"{folder}/x")
+    assert (folder.read("x"), source.exists()) == (b"new", False)
+    remove(f"{folder}/x")
+    remove(f"{folder}/x")
+    assert folder.names() == []
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(

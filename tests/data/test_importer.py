@@ -14,9 +14,9 @@ from seqroute_ray.core.log_schema import LOG_SCHEMA
 from seqroute_ray.core.queries import UNKNOWN_TYPE
 from seqroute_ray.core.sessions import read_sessions, to_table
 from seqroute_ray.data.bundled import load_outcomes
+from seqroute_ray.data.formats import own
 from seqroute_ray.data.formats.rows import ROWS_PER_BLOCK
 from seqroute_ray.data.importer import ImportConfig, import_logs
-from seqroute_ray.data.log_files import read_logs
 from seqroute_ray.data.sample import DEFAULT_POOL, SampleConfig, sample_logs
 
 SMALL, MIDDLE, LARGE = DEFAULT_POOL
@@ -46,11 +46,11 @@ def write_parquet(path: Path, rows: list[Row]) -> Path:
 
 
 def config_of(logs: Path, **fields: Any) -> ImportConfig:
-    return ImportConfig(logs=(logs,), out=logs.with_name("sessions.parquet"), **fields)
+    return ImportConfig(logs=(logs,), out=logs.with_name("sessions.parquet"), **{"runner": "local", **fields})
 
 
 def quarantined(logs: Path) -> list[Row]:
-    return [json.loads(line) for line in config_of(logs).quarantine.read_text().splitlines()]
+    return [json.loads(line) for line in Path(config_of(logs).quarantine).read_text().splitlines()]
 
 
 def changed(at: int, **fields: Any) -> Callable[[list[Row]], list[Row]]:
@@ -134,7 +134,7 @@ def refusal(logs: Path) -> str:
     message = str(caught.value)
     assert str(logs) in message
     assert "\n" not in message
-    assert not config.out.exists()
+    assert not Path(config.out).exists()
     return message
 
 
@@ -145,7 +145,7 @@ def test_few_bad_rows_are_put_aside_with_their_sessions_and_no_text(tmp_path: Pa
     logs.write_text("\n" + logs.read_text() + "not json\n")  # every row is a line later
     report = import_logs(config_of(logs, max_bad_share=0.05))
     assert (report.num_rows, report.num_bad_rows, report.num_turns, report.num_sessions) == (121, 4, 117, 39)
-    assert report.quarantine == tmp_path / "sessions.parquet.quarantine.jsonl"
+    assert report.quarantine == str(tmp_path / "sessions.parquet.quarantine.jsonl")
     assert "s1" not in read_sessions(report.out).session_id
     spoiled = f"session has a bad row: {logs}:6"
     wrong_type = "quality must be double, got a value of another type"
@@ -181,7 +181,7 @@ def test_json_lines_and_parquet_give_the_same_sessions(tmp_path: Path) -> None:
     pq.write_table(table, parquet)
     write_lines(lines, table.to_pylist())
     ours, theirs = (
-        read_sessions(import_logs(ImportConfig(logs=(logs,), out=tmp_path / f"{logs.suffix}.out")).out)
+        read_sessions(import_logs(ImportConfig(logs=(logs,), out=tmp_path / f"{logs.suffix}.out", runner="local")).out)
         for logs in (parquet, lines)
     )
     assert to_table(ours).equals(to_table(theirs), check_metadata=True)
@@ -271,8 +271,9 @@ def test_lines_keep_their_numbers_over_blocks_blank_lines_and_byte_order_marks(t
     rows[-1]["quality"], rows[-2]["quality"] = float("nan"), "high"
     logs = write_lines(tmp_path / "logs.ndjson", rows)
     logs.write_bytes(b"\xef\xbb\xbf" + logs.read_bytes().replace(b"\n", b"\r\n\r\n"))
-    file = read_logs([logs])
-    assert file.table["session_id"].to_pylist() == [f"s{index}" for index in range(num_rows)]
-    assert file.origin.line.tolist() == list(range(1, 2 * num_rows, 2))
-    assert np.isnan(file.table["quality"].to_pylist()[-1])
-    assert list(file.origin.broken) == [num_rows - 2]
+    first, last = own.read(logs)
+    table = pa.concat_tables([first.table, last.table])
+    assert table["session_id"].to_pylist() == [f"s{index}" for index in range(num_rows)]
+    assert [*first.line, *last.line] == list(range(1, 2 * num_rows, 2))
+    assert np.isnan(table["quality"].to_pylist()[-1])
+    assert (list(first.broken), list(last.broken)) == ([], [1])

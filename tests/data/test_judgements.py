@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +81,17 @@ def test_a_bad_judgement_is_refused_in_one_line(
 
 
 def test_a_file_that_holds_no_judgements_is_refused(tmp_path: Path) -> None:
-    config = config_of(write_lines(tmp_path / "logs.jsonl", good_rows()))
+    logs = write_lines(tmp_path / "logs.jsonl", good_rows())
+    csv = logs.with_suffix(".csv")
+    csv.touch()
     half = write_table(tmp_path / "half", [{"session_id": "s0", "turn": 0}])
     for path, words in [
         (tmp_path / "absent.jsonl", "absent.jsonl: no such file of judgements"),
         (
-            config.logs[0].with_suffix(".csv"),
+            csv,
             "logs.csv: judgements end in .parquet, .jsonl, .ndjson, .json, got '.csv'",
         ),
         (half, "half.parquet: no column quality; a judgement has session_id, turn, quality"),
     ]:
-        config.logs[0].with_suffix(".csv").touch()
         with pytest.raises(DataError, match=words):
-            import_logs(replace(config, judgements=path))
+            import_logs(config_of(logs, judgements=path))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from seqroute_ray.core.errors import ConfigError, DataError
 from seqroute_ray.core.sessions import read_sessions
 from seqroute_ray.data.importer import ImportConfig, import_logs
-from seqroute_ray.data.log_files import FORMATS, FormatName, read_logs
+from seqroute_ray.data.log_files import FORMATS, FormatName, find_logs
 from tests.data.formats.support import CATALOG, FIXTURES
 from tests.data.test_importer import config_of, good_rows, write_lines, write_parquet
 
@@ -43,8 +43,9 @@ def session_bytes(folder: Path, format_name: FormatName, files: list[list[str]],
         format=format_name,
         catalog=CATALOG,
         judgements=judgements,
+        runner="local",
     )
-    return import_logs(config).out.read_bytes()
+    return Path(import_logs(config).out).read_bytes()
 
 
 def records_of(format_name: FormatName) -> tuple[list[str], list[str]]:
@@ -84,8 +85,8 @@ def test_a_session_may_be_spread_over_files_of_two_kinds_and_a_folder(tmp_path: 
     sessions = read_sessions(import_logs(config).out)
     assert sessions.session_id.tolist() == ["s0", "s1", "s2"]
     whole = write_lines(tmp_path / "whole.jsonl", rows)
-    spread = config.out.read_bytes()
-    assert import_logs(config_of(whole)).out.read_bytes() == spread
+    spread = Path(config.out).read_bytes()
+    assert Path(import_logs(config_of(whole)).out).read_bytes() == spread
 
 
 def test_errors_and_quarantine_name_the_file_and_the_line_of_each_row(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_errors_and_quarantine_name_the_file_and_the_line_of_each_row(tmp_path: 
     with pytest.raises(DataError) as caught:
         import_logs(config)
     assert str(caught.value).startswith(f"{second}:1: quality must be in [0, 1]")
-    found = [json.loads(line) for line in config.quarantine.read_text().splitlines()]
+    found = [json.loads(line) for line in Path(config.quarantine).read_text().splitlines()]
     assert [(Path(row["file"]).name, row["line"], row["turn"]) for row in found] == [
         ("a.jsonl", 4, 0),
         ("b.jsonl", 1, 1),
@@ -107,23 +108,24 @@ def test_errors_and_quarantine_name_the_file_and_the_line_of_each_row(tmp_path: 
 
 def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
     logs = write_lines(tmp_path / "logs.jsonl", good_rows())
-    assert read_logs([logs, logs]).table.num_rows == 9
+    assert import_logs(replace(config_of(logs), logs=(logs, logs))).num_rows == 9
 
 
 def test_a_column_that_no_file_has_is_missing_and_one_that_some_have_is_not(tmp_path: Path) -> None:
     bare, full = write_lines(tmp_path / "a.jsonl", [{"session_id": "s", "turn": 0}]), tmp_path / "b.jsonl"
     write_lines(full, [{"session_id": "s", "turn": 1}])
     with pytest.raises(DataError, match=r"a.jsonl and 1 more: no row has model; a log row needs it; columns with"):
-        read_logs([bare, full])
+        import_logs(replace(config_of(bare), logs=(bare, full)))
     write_lines(full, good_rows())
-    assert read_logs([bare, full]).table["model"].null_count == 1
+    with pytest.raises(DataError, match=r"a.jsonl:1: .* is missing"):
+        import_logs(replace(config_of(bare), logs=(bare, full)))
 
 
 def test_a_folder_without_logs_and_a_file_of_another_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no log files in this folder; they end in .jsonl, .ndjson, .json$"):
-        read_logs([tmp_path], "trajectory")
+        find_logs([tmp_path], FORMATS["trajectory"])
     with pytest.raises(DataError, match=r"logs.jsonl: wide logs end in .parquet, .csv, got '.jsonl'$"):
-        read_logs([write_lines(tmp_path / "logs.jsonl", good_rows())], "wide")
+        find_logs([write_lines(tmp_path / "logs.jsonl", good_rows())], FORMATS["wide"])
 
 
 def test_no_logs_and_an_output_among_the_logs_are_refused(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_no_prompt_and_no_hidden_id_is_in_what_an_import_writes_logs_or_raises(
         judgements=judgements,
         max_bad_share=0.9,
         drop_text=drop_text,
+        runner="local",
     )
     report = import_logs(config)
     assert (report.num_sessions, report.num_bad_rows > 0) == (3, True)
@@ -133,7 +134,7 @@ def test_no_prompt_and_no_hidden_id_is_in_what_an_import_writes_logs_or_raises(
     assert (ID in seen) != drop_text
 
 
-FIELDS = ("logs", "out", "format", "catalog", "judgements", "drop_text")
+FIELDS = ("logs", "out", "format", "catalog", "judgements", "drop_text", "runner")
 
 
 @settings(deadline=None, max_examples=25)  # the machine may be busy
@@ -147,7 +148,7 @@ def test_a_dropped_id_is_its_sha_256_in_sessions_and_quarantine(
     sessions = read_sessions(import_logs(config).out)
     assert sessions.session_id.tolist() == [hashed(name)]
     assert sessions.group_id.tolist() == [hashed(f"{name}!")]
-    assert json.loads(config.quarantine.read_text())["session_id"] == hashed(f"{name}?")
+    assert json.loads(Path(config.quarantine).read_text())["session_id"] == hashed(f"{name}?")
 
 
 def hashed(text: str) -> str:

@@ -341,12 +341,13 @@ def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, Any], words: 
 
 @pytest.mark.ray
 def test_the_job_is_the_command(source: Path, tmp_path: Path, ray_cluster: str) -> None:
-    command = [sys.executable, str(ROOT / "jobs" / "relabel.py"), "--sessions", str(source), "--out", "d"]
+    (tmp_path / "s.parquet").write_bytes(source.read_bytes())
+    command = [sys.executable, str(ROOT / "jobs" / "relabel.py"), "--sessions", "s.parquet", "--out", "d"]
     env = {**os.environ, "RAY_ADDRESS": ray_cluster}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_shards"] == NUM_SHARDS
-    assert (tmp_path / "d" / MANIFEST).exists()
+    assert len(read_dataset(tmp_path / "d").transitions)  # all of it is here, not where the workers stand
     refused = subprocess.run(
         [*command, "--hbr.num-budgets", "0"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )

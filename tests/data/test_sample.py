@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seqroute_ray.core.errors import ConfigError, UnknownModelError
-from seqroute_ray.core.log_schema import conform
+from seqroute_ray.core.log_schema import conform, fit_types, with_values
 from seqroute_ray.core.logs import check_rows
 from seqroute_ray.data.bundled import load_outcomes
 from seqroute_ray.data.sample import DEFAULT_POOL, Part, SampleConfig, sample_logs, write_sample
@@ -27,7 +27,8 @@ def test_logs_are_clean_and_hold_questions_of_their_part_only(part: Part) -> Non
     part_of = dict(zip(outcomes.query_id.tolist(), outcomes.part.tolist(), strict=True))
     assert {part_of[question] for question in table["group_id"].to_pylist()} == {part}
     assert set(table["part"].to_pylist()) == {part}
-    assert check_rows(conform(table, "sample"), outcomes.catalog) == []
+    table = fit_types(table, "sample")
+    assert check_rows(conform(table, with_values(table)), outcomes.catalog) == []
 
 
 def test_lengths_are_in_range_and_questions_do_not_repeat_in_a_session() -> None:

@@ -57,9 +57,9 @@ PRICED = {"quality": "quality_ci", "cost_usd_per_turn": "cost_ci", "bankruptcy_r
 def sampled_sessions(folder: Path, part: Part, num_sessions: int) -> Path:
     sample = SampleConfig(num_sessions=num_sessions, part=part, with_outcomes=True, focused_share=0.2)
     write_sample(sample, folder / f"logs-{part}.parquet")
-    return import_logs(
-        ImportConfig(logs=(folder / f"logs-{part}.parquet",), out=folder / f"{part}.parquet", models=DEFAULT_POOL)
-    ).out
+    logs, out = folder / f"logs-{part}.parquet", folder / f"{part}.parquet"
+    import_logs(ImportConfig(logs=(logs,), out=out, models=DEFAULT_POOL, runner="local"))
+    return out
 
 
 def untrained_artefact(fit: Sessions, seed: int) -> PolicyArtefact:

@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqroute_ray.core.log_schema import LOG_SCHEMA, codes
+from seqroute_ray.core.storage import Location
 from seqroute_ray.data.formats.records import Numbered, Record
-from seqroute_ray.data.formats.rows import LogFile, log_file
+from seqroute_ray.data.formats.rows import LogBlock, log_blocks
 
 _ORDER = [("session_id", pa.string()), ("time_us", pa.int64()), ("call_id", pa.string())]
 CALL_SCHEMA = pa.schema([*(field for field in LOG_SCHEMA if field.name not in ("session_id", "turn")), *_ORDER])
@@ -21,30 +20,29 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def read_calls(
-    path: Path,
+    path: Location,
     records: Iterable[Numbered],
     call: Callable[[Record], Record],
     is_failed: Callable[[Record], bool],
     needs: Mapping[str, str],
-) -> LogFile:
+) -> Iterator[LogBlock]:
     """The calls of a file; failed ones, which have no answer to judge, are left out and listed.
 
     call: a record's row in CALL_SCHEMA. needs: the fields that a row cannot do without, and what to say of one that
     is missing.
     """
-    failed: list[int] = []
 
     def rows() -> Iterator[Numbered]:
         for record in records:
             if record.reason:
                 yield record
             elif is_failed(record.fields):
-                failed.append(record.line)
+                yield Numbered(record.line, {}, is_failed=True)
             else:
                 row = call(record.fields)
                 yield Numbered(record.line, row, next((why for name, why in needs.items() if row[name] is None), ""))
 
-    return replace(log_file(path, rows(), CALL_SCHEMA), failed_lines=tuple(failed))
+    return log_blocks(path, rows(), CALL_SCHEMA)
 
 
 def number_turns(table: pa.Table) -> pa.Table:

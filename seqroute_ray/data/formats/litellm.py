@@ -12,12 +12,13 @@ quality   none: bring judgements
 """
 
 import json
-from pathlib import Path
+from collections.abc import Iterator
 
+from seqroute_ray.core.storage import Location, suffix_of
 from seqroute_ray.data.formats.calls import read_calls, time_us
 from seqroute_ray.data.formats.messages import last_user_text
 from seqroute_ray.data.formats.records import Record, json_records, parquet_records
-from seqroute_ray.data.formats.rows import LogFile
+from seqroute_ray.data.formats.rows import LogBlock
 
 _COLUMNS = (
     "request_id",
@@ -38,9 +39,9 @@ _NEEDS = {
 }
 
 
-def read(path: Path) -> LogFile:
+def read(path: Location) -> Iterator[LogBlock]:
     """Read by suffix. Raises DataError when it is no such file."""
-    records = parquet_records(path, _COLUMNS) if path.suffix == ".parquet" else json_records(path)
+    records = parquet_records(path, _COLUMNS) if suffix_of(path) == ".parquet" else json_records(path)
     return read_calls(path, records, _call, _is_failed, _NEEDS)
 
 

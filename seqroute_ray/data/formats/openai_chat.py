@@ -17,12 +17,13 @@ failed    `error` is not null, or `response.status_code` is 400 or more: left ou
 quality   none: bring judgements
 """
 
-from pathlib import Path
+from collections.abc import Iterator
 
+from seqroute_ray.core.storage import Location
 from seqroute_ray.data.formats.calls import read_calls, time_us
 from seqroute_ray.data.formats.messages import last_user_text, section
 from seqroute_ray.data.formats.records import Record, json_lines
-from seqroute_ray.data.formats.rows import LogFile
+from seqroute_ray.data.formats.rows import LogBlock
 
 _NEEDS = {
     "time_us": "no time: created or timestamp must be Unix seconds or an ISO 8601 time",
@@ -30,7 +31,7 @@ _NEEDS = {
 }
 
 
-def read(path: Path) -> LogFile:
+def read(path: Location) -> Iterator[LogBlock]:
     return read_calls(path, json_lines(path), _call, _is_failed, _NEEDS)
 
 

@@ -1,27 +1,28 @@
 """Format `seqroute`: JSON lines or Parquet in the log schema (`core/log_schema.py`), one row a turn."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 
 from seqroute_ray.core.log_schema import LOG_SCHEMA, fit_types
-from seqroute_ray.core.logs import Origin
-from seqroute_ray.data.formats.records import json_lines, open_parquet, unreadable_parquet
-from seqroute_ray.data.formats.rows import LogFile, log_file
+from seqroute_ray.core.storage import Location, suffix_of
+from seqroute_ray.data.formats.records import ROWS_PER_BATCH, json_lines, open_parquet
+from seqroute_ray.data.formats.rows import LogBlock, log_blocks
 
 
-def read(path: Path) -> LogFile:
+def read(path: Location) -> Iterator[LogBlock]:
     """Read by suffix. Raises DataError when a column is of a wrong type or it is no such file."""
-    if path.suffix == ".parquet":
-        return read_parquet(path, LOG_SCHEMA)
-    return log_file(path, json_lines(path))
+    if suffix_of(path) == ".parquet":
+        return parquet_blocks(path, LOG_SCHEMA)
+    return log_blocks(path, json_lines(path))
 
 
-def read_parquet(path: Path, schema: pa.Schema) -> LogFile:
-    """The columns of the schema that a Parquet file has."""
-    file = open_parquet(path)
-    try:
-        table = file.read([name for name in schema.names if name in file.schema_arrow.names])
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable_parquet(path, error) from error
-    return LogFile(fit_types(table, str(path), schema), Origin.of_rows(str(path), table.num_rows))
+def parquet_blocks(path: Location, schema: pa.Schema) -> Iterator[LogBlock]:
+    """The columns of the schema, null where a Parquet file has none; rows are numbered from 1."""
+    with open_parquet(path) as file:
+        names, num_rows = [name for name in schema.names if name in file.schema_arrow.names], 0
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=names or file.schema_arrow.names):
+            table = fit_types(pa.Table.from_batches([batch]), str(path), schema)
+            yield LogBlock(table, np.arange(num_rows, num_rows + batch.num_rows) + 1)
+            num_rows += batch.num_rows

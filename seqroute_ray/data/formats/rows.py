@@ -1,15 +1,16 @@
 """Rows of Python values to a table of a schema; values of a wrong type are put aside with the reason."""
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from seqroute_ray.core.log_schema import LOG_SCHEMA
-from seqroute_ray.core.logs import Origin
+from seqroute_ray.core.arrays import IntArray
+from seqroute_ray.core.log_schema import LOG_SCHEMA, fit_types
+from seqroute_ray.core.storage import Location
 from seqroute_ray.data.formats.records import Numbered, Record
 
 ROWS_PER_BLOCK = 2048  # made a table at once; also how many rows one of a wrong type makes slow
@@ -17,29 +18,32 @@ _UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
-class LogFile:
-    """Rows in the log schema, and where they come from."""
+class LogBlock:
+    """Some rows of a file in the types of a schema, and where they come from."""
 
-    table: pa.Table
-    origin: Origin
+    table: pa.Table  # N rows, with every column of the schema
+    line: IntArray  # [N] of the file, from 1; of formats without lines the row
+    broken: Mapping[int, str] = dataclasses.field(
+        default_factory=dict
+    )  # why rows cannot be used, as far as reading tells
     failed_lines: tuple[int, ...] = ()  # calls without an answer: no rows of the table
 
 
-def log_file(path: Path, rows: Iterable[Numbered], schema: pa.Schema = LOG_SCHEMA) -> LogFile:
-    """The rows of a file in the schema's types; a row with a reason stands in `origin.broken`.
+def log_blocks(path: Location, rows: Iterable[Numbered], schema: pa.Schema = LOG_SCHEMA) -> Iterator[LogBlock]:
+    """The rows of a file in the schema's types; a row with a reason stands in `broken`.
 
     A value that does not fit its type is null in the table, and a reason to put its row aside.
     """
-    tables, line, broken = [schema.empty_table()], list[int](), dict[int, str]()
     for block in _blocks(rows):
-        table, reasons = _block_table([row.fields for row in block], schema)
-        for at, (row, unfit) in enumerate(zip(block, reasons, strict=True)):
-            if row.reason or unfit:
-                broken[len(line) + at] = row.reason or unfit
-        line += [row.line for row in block]
-        tables.append(table)
-    file = np.full(len(line), str(path), dtype=object)
-    return LogFile(pa.concat_tables(tables), Origin(file=file, line=np.array(line, dtype=np.int64), broken=broken))
+        kept = [row for row in block if not row.is_failed]
+        table, reasons = _block_table([row.fields for row in kept], schema)
+        why = [row.reason or unfit for row, unfit in zip(kept, reasons, strict=True)]
+        yield LogBlock(
+            table=fit_types(table, str(path), schema),
+            line=np.array([row.line for row in kept], dtype=np.int64),
+            broken={at: reason for at, reason in enumerate(why) if reason},
+            failed_lines=tuple(row.line for row in block if row.is_failed),
+        )
 
 
 def _blocks(rows: Iterable[Numbered]) -> Iterable[list[Numbered]]:

@@ -6,15 +6,15 @@ steps                   [{"text" or "content", "model", "usage": {"prompt_tokens
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
+from seqroute_ray.core.storage import Location
 from seqroute_ray.data.formats.messages import content_text, section
 from seqroute_ray.data.formats.records import Numbered, Record, json_lines
-from seqroute_ray.data.formats.rows import LogFile, log_file
+from seqroute_ray.data.formats.rows import LogBlock, log_blocks
 
 
-def read(path: Path) -> LogFile:
-    return log_file(path, (row for record in json_lines(path) for row in _turns(record)))
+def read(path: Location) -> Iterator[LogBlock]:
+    return log_blocks(path, (row for record in json_lines(path) for row in _turns(record)))
 
 
 def _turns(record: Numbered) -> Iterator[Numbered]:

@@ -10,9 +10,7 @@ source, part, group_id      as in the log schema
 Every measured cell is an outcome; the logged model's cell is the turn's quality and cost.
 """
 
-import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +18,8 @@ import pyarrow.compute as pc
 
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.log_schema import MAX_TURN_COST_USD, codes, numbers
+from seqroute_ray.core.money import to_nusd
+from seqroute_ray.core.storage import Location, suffix_of
 from seqroute_ray.data.formats.records import (
     Numbered,
     Record,
@@ -28,25 +28,26 @@ from seqroute_ray.data.formats.records import (
     parquet_names,
     parquet_records,
 )
-from seqroute_ray.data.formats.rows import LogFile, log_file
+from seqroute_ray.data.formats.rows import LogBlock, log_blocks
 
 _QUALITY, _COST = "|quality", "|cost"
+Costs = dict[str, tuple[int, int]]  # by model: nano-dollars in all, and how many cells
 _FIELDS = ("query_id", "session_id", "turn", "text", "embedding", "model", "source", "part", "group_id")
 
 
-def read(path: Path) -> LogFile:
+def read(path: Location) -> Iterator[LogBlock]:
     """Read by suffix; `model`, `quality` and `cost_usd` are as log_dearest leaves them. Raises DataError."""
-    is_csv = path.suffix == ".csv"
+    is_csv = suffix_of(path) == ".csv"
     names = csv_names(path) if is_csv else parquet_names(path)
     models = _models(path, names)
     if not {"query_id", "session_id"} & set(names):
         raise DataError(f"{path}: no column query_id or session_id; a row of a benchmark matrix needs one of them")
     cells = [model + suffix for model in models for suffix in (_QUALITY, _COST)]
     records = csv_records(path) if is_csv else parquet_records(path, [*_FIELDS, *cells])
-    return log_file(path, _rows(records, models, "session_id" in names))
+    return log_blocks(path, _rows(records, models, "session_id" in names))
 
 
-def _models(path: Path, names: list[str]) -> list[str]:
+def _models(path: Location, names: list[str]) -> list[str]:
     """The models of the matrix, in the order of their columns."""
     models = list(dict.fromkeys(name.rpartition("|")[0] for name in names if name.endswith((_QUALITY, _COST))))
     if not models:
@@ -102,15 +103,31 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def log_dearest(table: pa.Table) -> pa.Table:
-    """Each row with its logged model's cell as quality and cost; that model is the dearest where none is named."""
+def sum_costs(table: pa.Table) -> Costs:
+    """What the cells of some rows cost."""
+    model, _, cost_usd = table["outcomes"].combine_chunks().flatten().flatten()
+    code, names = codes(model)
+    known, cost = numbers(cost_usd)
+    known &= np.abs(cost) <= MAX_TURN_COST_USD  # what is no cost is refused later
+    nusd = to_nusd(np.where(known, cost, 0.0))
+    return {name: (sum(nusd[code == at].tolist()), int(known[code == at].sum())) for at, name in enumerate(names)}
+
+
+def dearest(costs: Mapping[str, tuple[int, int]]) -> str | None:
+    """The model of the highest mean cost, the first by name of equals; None without any cost."""
+    means = {name: nusd / count for name, (nusd, count) in sorted(costs.items()) if count}
+    return max(means, key=means.__getitem__, default=None)
+
+
+def log_dearest(table: pa.Table, model_of_none: str | None) -> pa.Table:
+    """Each row with its logged model's cell as quality and cost; model_of_none: logged where none is named."""
     lists = table["outcomes"].combine_chunks()
     lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
     row = np.repeat(np.arange(table.num_rows), lengths)
     model, quality, cost_usd = lists.flatten().flatten()
     logged = table["model"].combine_chunks()
-    if dearest := _dearest(model, cost_usd):
-        logged = pc.fill_null(logged, dearest)
+    if model_of_none:
+        logged = pc.fill_null(logged, model_of_none)
     own = np.flatnonzero(pc.fill_null(pc.equal(model, logged.take(pa.array(row))), False))
     cell = np.full(table.num_rows, -1)
     cell[row[own]] = own
@@ -118,13 +135,3 @@ def log_dearest(table: pa.Table) -> pa.Table:
     for name, column in (("model", logged), ("quality", quality.take(cell)), ("cost_usd", cost_usd.take(cell))):
         table = table.set_column(table.column_names.index(name), name, column)
     return table
-
-
-def _dearest(model: pa.Array, cost_usd: pa.Array) -> str | None:
-    """The model of the highest mean cost, the first by name of equals; None without any cost."""
-    code, names = codes(model)
-    known, cost = numbers(cost_usd)
-    known &= np.abs(cost) <= MAX_TURN_COST_USD  # what is no cost is refused later
-    costs = {name: cost[known & (code == at)] for at, name in enumerate(names)}
-    means = {name: math.fsum(those) / len(those) for name, those in sorted(costs.items()) if len(those)}
-    return max(means, key=means.__getitem__, default=None)  # fsum: the order of rows does not change it

@@ -21,7 +21,8 @@ PUT_ASIDE = (
 
 
 def imported(logs: Path, out: Path, format_name: FormatName, **fields: Any) -> Sessions:
-    config = ImportConfig(logs=(logs,), out=out / "sessions.parquet", format=format_name, catalog=CATALOG, **fields)
+    given = {"format": format_name, "catalog": CATALOG, "runner": "local", **fields}
+    config = ImportConfig(logs=(logs,), out=out / "sessions.parquet", **given)
     return read_sessions(import_logs(config).out)
 
 
