@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from seqroute_ray.core.errors import ConfigError, SeqRouteError
 
 DEFAULT_EMBEDDER = "wordllama"
-_MAX_BATCH, _MAX_BATCH_CHARS = 64, 1 << 20  # a batch is padded to its longest text: 1 kB a token, about 4 characters
+_MAX_BATCH, _MAX_BATCH_CHARS = 64, 1 << 18  # a batch is padded to its longest text: 1 kB a token, about 4 characters
 
 
 class Embedder(Protocol):

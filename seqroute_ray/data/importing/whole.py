@@ -16,7 +16,7 @@ from seqroute_ray.core.storage import Folder, resolve
 from seqroute_ray.data.formats.wide import dearest
 from seqroute_ray.data.runners import Row
 
-RANGE_BYTES = 128 << 20  # of runs, in memory: the sessions of a range are built at once
+RANGE_BYTES = 32 << 20  # of runs, in memory: the sessions of a range are built at once
 
 
 @dataclass(frozen=True, kw_only=True)
