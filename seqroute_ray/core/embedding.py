@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seqroute_ray.core.errors import ConfigError, SeqRouteError
+from seqroute_ray.core.errors import ConfigError, StoppedError
 
 DEFAULT_EMBEDDER = "wordllama"
 _MAX_BATCH, _MAX_BATCH_CHARS = 64, 1 << 18  # a batch is padded to its longest text: 1 kB a token, about 4 characters
@@ -86,7 +86,7 @@ class OpenAIEmbedder:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310
                 rows = json.load(response)["data"]
         except OSError as error:
-            raise SeqRouteError(f"embeddings endpoint {self._url}: {error}; is it up, and the key right?") from error
+            raise StoppedError(f"embeddings endpoint {self._url}: {error}; is it up, and the key right?") from error
         ordered = sorted(rows, key=lambda row: int(row["index"]))
         return unit_rows(np.array([row["embedding"] for row in ordered], dtype=np.float32))
 

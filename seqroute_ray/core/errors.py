@@ -3,6 +3,7 @@
 SeqRouteError            a caller's mistake: its message names the value, the rule and the way out
   ConfigError            a flag, a config field or a file of settings breaks a rule
   DataError              logs or datasets break their schema
+    StoppedError         work that stopped for a reason outside the data, and goes on when it is run again
   UnknownModelError      a model that is not in the catalog
   ArtefactError          a policy folder that this version cannot load
   BudgetExhaustedError   the session's money left cannot pay for the request
@@ -20,6 +21,10 @@ class ConfigError(SeqRouteError):
 
 class DataError(SeqRouteError):
     """Logs or datasets break their schema."""
+
+
+class StoppedError(DataError):
+    """Work stopped for a reason outside the data (a place, an endpoint, a worker): run again, and it goes on."""
 
 
 class UnknownModelError(SeqRouteError):

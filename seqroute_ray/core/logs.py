@@ -22,6 +22,8 @@ from seqroute_ray.core.log_schema import (
     turn_cost_usd,
 )
 
+NAMELESS = "session_id is missing; every turn names its session"
+MAX_ID_LENGTH = 1024
 _SPOILED = "session has a bad row: "
 _COST_RULE = f"cost_usd must be in [0, {MAX_TURN_COST_USD:.0f}]"
 _MODEL_RULE = "model must be in the catalog (add it or an alias, or its price by --price MODEL=INPUT/OUTPUT)"
@@ -137,7 +139,12 @@ def _row_rules(
 
 
 def _identity_rules(table: pa.Table) -> Iterator[_Rule]:
-    yield _Rule(np.asarray(pc.is_null(table["session_id"])), "session_id is missing; every turn names its session")
+    yield _Rule(np.asarray(pc.is_null(table["session_id"])), NAMELESS)
+    for name in ("session_id", "group_id"):  # numpy cuts NUL at the end, and holds every text as wide as the widest
+        lengths = np.asarray(pc.fill_null(pc.utf8_length(table[name]), 0), dtype=np.int64)
+        yield _Rule(lengths > MAX_ID_LENGTH, f"{name} must have at most {MAX_ID_LENGTH} characters", _at(lengths))
+        has_nul = np.asarray(pc.fill_null(pc.match_substring(table[name], "\0"), False))
+        yield _Rule(has_nul, f"{name} must not hold the character NUL")
     turn = numbers(table["turn"])
     yield _Rule(~turn.known, "turn is missing; turns of a session are numbered from 0")
     yield _Rule(turn.value < 0, "turn must be >= 0", _at(turn.value.astype(np.int64)))

@@ -8,16 +8,17 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
-from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
-from seqroute_ray.core.errors import ConfigError, DataError
+from seqroute_ray.core.errors import ConfigError, StoppedError
 
 Location = str | Path  # a local path, or a URI with a scheme
 COPY_BLOCK_BYTES = 1 << 22
@@ -64,7 +65,7 @@ class Folder:
         if self.is_local:
             _replace(Path(self._path(name)), content)
             return
-        with self._resolved[0].open_output_stream(self._path(name)) as stream:
+        with _uploading(self._resolved[0], self._path(name)) as stream:
             stream.write(content)
 
     def exists(self, name: str) -> bool:
@@ -90,10 +91,14 @@ class Folder:
             self._resolved[0].delete_file(self._path(name))
 
     def delete_all(self) -> None:
-        """Delete the folder and all in it, if it is there."""
+        """Delete the folder and all in it, if it is there. Raises StoppedError when the place cannot be reached."""
         filesystem, path = self._resolved
-        if filesystem.get_file_info(path).type == FileType.Directory:
-            filesystem.delete_dir(path)
+        with reaching(self.location):
+            if not self.is_local:  # a deleted folder of objects would leave its parent behind, as an empty object
+                for name in self.names():
+                    filesystem.delete_file(self._path(name))
+            elif os.path.isdir(path):
+                shutil.rmtree(path)
 
 
 class FileState(NamedTuple):
@@ -101,7 +106,7 @@ class FileState(NamedTuple):
 
     location: str
     size: int  # bytes
-    changed_ns: int  # since 1970; 0 where the place does not know
+    changed_ns: int | None  # since 1970; None where the place does not know
 
 
 def state_of(location: Location) -> FileState | None:
@@ -109,18 +114,23 @@ def state_of(location: Location) -> FileState | None:
     filesystem, path = resolve(location)
     with reaching(location):
         info = filesystem.get_file_info(path)
-    return FileState(str(location), info.size, info.mtime_ns or 0) if info.type == FileType.File else None
+    return _state(str(location), info) if info.type == FileType.File else None
 
 
-def files_in(location: Location) -> list[str] | None:
-    """The locations of the files of a folder, unsorted; None when it is no folder."""
+def _state(location: str, info: FileInfo) -> FileState:
+    return FileState(location, info.size, info.mtime_ns or None)
+
+
+def files_in(location: Location) -> list[FileState] | None:
+    """The files of a folder, unsorted; None when it is no folder."""
     filesystem, path = resolve(location)
     with reaching(location):
         if filesystem.get_file_info(path).type != FileType.Directory:
             return None
         found = filesystem.get_file_info(FileSelector(path))
     root = str(location).rstrip("/")
-    return [f"{root}/{info.base_name}" for info in found if info.type == FileType.File]
+    quoted = quote if "://" in root else str
+    return [_state(f"{root}/{quoted(info.base_name)}", info) for info in found if info.type == FileType.File]
 
 
 def suffix_of(location: Location) -> str:
@@ -136,8 +146,11 @@ def open_input(location: Location) -> IO[bytes]:
     return io.BufferedReader(filesystem.open_input_file(path), COPY_BLOCK_BYTES)  # Arrow's files know no lines
 
 
-def is_local(location: Location) -> bool:
-    return isinstance(resolve(location)[0], LocalFileSystem)
+def local_path(location: Location) -> Path | None:
+    """Absolute; None for a location that is not on a local disk."""
+    text = str(location)
+    is_remote = "://" in text and not text.startswith("file://")
+    return None if is_remote else Path(resolve(location)[1]).resolve()
 
 
 def remove(location: Location) -> None:
@@ -153,9 +166,21 @@ def move_local(source: Path, location: Location) -> None:
     if isinstance(filesystem, LocalFileSystem):
         source.replace(path)
         return
-    with source.open("rb") as file, filesystem.open_output_stream(path) as stream:
+    with source.open("rb") as file, _uploading(filesystem, path) as stream:
         shutil.copyfileobj(file, stream, COPY_BLOCK_BYTES)
     source.unlink()
+
+
+@contextmanager
+def _uploading(filesystem: FileSystem, path: str) -> Iterator[IO[bytes]]:
+    """A stream to an object. Arrow cannot give an upload up: after an error it ends it, and the object is deleted."""
+    try:
+        with filesystem.open_output_stream(path) as stream:
+            yield stream
+    except BaseException:
+        with suppress(OSError):
+            filesystem.delete_file(path)
+        raise
 
 
 def resolve(location: Location) -> tuple[FileSystem, str]:
@@ -173,7 +198,7 @@ def resolve(location: Location) -> tuple[FileSystem, str]:
     import fsspec
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(text)
+        filesystem, path = fsspec.core.url_to_fs(unquote(text))
     except (ValueError, ImportError) as error:
         raise ConfigError(
             f"{text}: no file system for this location ({one_line(error)}); give a local path, s3:// or gs://"
@@ -183,11 +208,11 @@ def resolve(location: Location) -> tuple[FileSystem, str]:
 
 @contextmanager
 def reaching(location: Location) -> Iterator[None]:
-    """Turns what a place that does not answer, or refuses, raises into a DataError that names it."""
+    """Turns what a place that does not answer, or refuses, raises into a StoppedError that names it."""
     try:
         yield
     except OSError as error:
-        raise DataError(
+        raise StoppedError(
             f"{location}: cannot be reached ({one_line(error)}); check the name, the credentials and the network"
         ) from error
 

@@ -8,24 +8,27 @@ into files.
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import tyro
 
 from seqroute_ray import __version__
 from seqroute_ray.core.catalog import Catalog
-from seqroute_ray.core.embedding import DEFAULT_EMBEDDER, load_embedder
-from seqroute_ray.core.errors import ConfigError, DataError, SeqRouteError
-from seqroute_ray.core.log_schema import require_columns
-from seqroute_ray.core.storage import FileState, Folder, Location, remove
+from seqroute_ray.core.embedding import DEFAULT_EMBEDDER
+from seqroute_ray.core.errors import ConfigError, DataError, SeqRouteError, StoppedError
+from seqroute_ray.core.log_schema import LOG_SCHEMA, require_columns
+from seqroute_ray.core.storage import FileState, Folder, Location, files_in, local_path, one_line, remove
 from seqroute_ray.data.catalogs import add_priced, load_catalog
 from seqroute_ray.data.importing.assemble import assemble_quarantine, assemble_sessions
+from seqroute_ray.data.importing.bad_lines import BadLine
 from seqroute_ray.data.importing.ranges import Ranges
 from seqroute_ray.data.importing.staging import Staging
-from seqroute_ray.data.importing.whole import Whole
+from seqroute_ray.data.importing.whole import Whole, runs_of
 from seqroute_ray.data.judgements import JUDGEMENTS, find_judgements
 from seqroute_ray.data.log_files import FORMATS, Format, FormatName, find_logs
 from seqroute_ray.data.runners import WORKER, Row, RunnerName
@@ -34,6 +37,7 @@ from seqroute_ray.data.tries import run_all
 Repeatable = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 Progress = Callable[[str, int, int], None]  # (what: files or ranges; done; in all)
 
+KEY = re.compile("[0-9a-f]{16}")  # of an import, see _key
 log = logging.getLogger(__name__)
 
 
@@ -76,7 +80,8 @@ class ImportConfig:
 
 
 def _place(location: Location) -> str:
-    return str(location).rstrip("/") if "://" in str(location) else str(Path(location).resolve())
+    """The same for all spellings of a local path."""
+    return str(local_path(location) or location).rstrip("/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +111,12 @@ def import_logs(config: ImportConfig, progress: Progress = lambda _what, _done, 
     inputs = check(config)
     try:
         report = _import(config, inputs, progress)
+    except StoppedError:
+        raise  # it goes on with what is finished
     except SeqRouteError:
-        config.unfinished.delete_all()
+        _clean_up(config)
         raise
-    config.unfinished.delete_all()
+    _clean_up(config)
     log.info("event=imported out=%s rows=%d bad_rows=%d", config.out, report.num_rows, report.num_bad_rows)
     return report
 
@@ -129,8 +136,23 @@ class Inputs:
         return f"{first} and {others} more" if others else first
 
 
+def _clean_up(config: ImportConfig) -> None:
+    """Delete what this import, and earlier ones that were killed, left; other people's files are not touched."""
+    try:
+        names = config.unfinished.names()
+        for key in {name.partition("/")[0] for name in names}:
+            if KEY.fullmatch(key):
+                Folder.at(f"{config.unfinished}/{key}").delete_all()
+        if all(KEY.fullmatch(name.partition("/")[0]) for name in names):
+            config.unfinished.delete_all()
+    except (SeqRouteError, OSError) as error:  # the import is done, or failed for a better reason
+        log.warning("event=left_behind folder=%s error=%s", config.unfinished, one_line(error))
+
+
 def check(config: ImportConfig) -> Inputs:
     """What is wrong with a config is an error before the work. Raises as import_logs."""
+    if files_in(config.out) is not None:
+        raise ConfigError(f"out must be a file, {config.out} is a folder; name a file in it")
     catalog = add_priced(load_catalog(config.catalog), config.price)
     catalog.select(config.models or catalog.names)
     files = find_logs(config.logs, FORMATS[config.format])
@@ -143,25 +165,24 @@ def _import(config: ImportConfig, inputs: Inputs, progress: Progress) -> ImportR
     kind = FORMATS[config.format]
     read = _stage(config, folder, kind, inputs.files, progress)
     _tell_of_failed_calls(read, inputs.files)
-    whole = Whole.of(read, folder)
+    whole = Whole.of(read, folder, inputs.catalog)
     if whole.num_rows == 0:
         raise DataError(f"{inputs.label}: every call failed; an import needs calls with answers")
-    if "embedding" not in whole.columns and "text" in whole.columns:
-        load_embedder(config.embedder)  # raises what kept the texts from being embedded
     scores = _stage(config, folder, JUDGEMENTS, inputs.judgements, progress)
     ranges = Ranges(
         folder=folder,
         files=tuple(file.location for file in inputs.files),
         kind=kind,
         whole=whole,
-        judgement_runs=tuple(name for file in scores for name in file["runs"]) if inputs.judgements else None,
+        judgement_runs=runs_of(scores) if inputs.judgements else None,
         catalog=inputs.catalog,
         models=config.models,
         embedder=config.embedder,
     )
-    names = [f"{config.unfinished}: range {at}" for at in range(len(whole.starts) + 1)]
+    names = [f"{folder}: range {at}" for at in range(len(whole.starts) + 1)]
     built = run_all(config.runner, names, ranges.build, lambda done, total: progress("ranges", done, total))
-    num_bad = _refuse_or_put_aside(config, inputs, whole, folder, built)
+    num_bad = _put_aside(config, whole, folder, [*read, *built], inputs.label)
+    _check_judged(config, [*scores, *built], inputs.label)
     seen = {name for row in built for name in row["models"]}
     pool = inputs.catalog.select(config.models or [name for name in inputs.catalog.names if name in seen])
     parts = [name for row in built for name in row["files"] if name.endswith(".parquet")]
@@ -184,8 +205,10 @@ def _import(config: ImportConfig, inputs: Inputs, progress: Progress) -> ImportR
 
 def _key(config: ImportConfig, inputs: Inputs) -> str:
     """What an import is made of: of the same key, the work of one that was killed goes on."""
+    files = [*inputs.files, *inputs.judgements]
     settings = (config.format, config.models, config.embedder, config.drop_text, inputs.catalog.to_json())
-    terms = [__version__, settings, inputs.files, inputs.judgements]
+    once = uuid4().hex if any(file.changed_ns is None for file in files) else ""  # who knows whether they changed
+    terms = [__version__, settings, inputs.files, inputs.judgements, once]
     return hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:16]
 
 
@@ -199,36 +222,50 @@ def _stage(
 
 def _tell_of_failed_calls(read: Sequence[Row], files: Sequence[FileState]) -> None:
     for row, file in zip(read, files, strict=True):
-        if failed := row["failed_lines"]:
-            lines = ",".join(map(str, failed))
-            log.warning("left out failed calls file=%s calls=%d lines=%s", file.location, len(failed), lines)
+        if row["num_failed_calls"]:
+            lines = ",".join(map(str, row["failed_lines"]))
+            log.warning(
+                "event=left_out_failed_calls file=%s calls=%d first_lines=%s",
+                file.location,
+                row["num_failed_calls"],
+                lines,
+            )
 
 
-def _refuse_or_put_aside(
-    config: ImportConfig, inputs: Inputs, whole: Whole, folder: Folder, built: Sequence[Row]
-) -> int:
-    """The number of bad rows, which are in the quarantine file then. Raises DataError for what spoils an import."""
+def _put_aside(config: ImportConfig, whole: Whole, folder: Folder, done: Sequence[Row], label: str) -> int:
+    """Write the quarantine file; no bad rows leave none. Returns how many. Raises DataError when they are too many.
+
+    done: rows of files, then of ranges.
+    """
     if whole.num_broken < whole.num_rows:  # else no column tells anything
-        require_columns({name for row in built for name in row["columns"]}, inputs.label)
-    num_bad: int = sum(row["num_bad"] for row in built)
-    if num_bad:
-        parts = [name for row in built for name in row["files"] if name.endswith(".jsonl")]
-        assemble_quarantine(folder, parts, config.quarantine)
-    else:
+        names = {name for row in done for name in row["columns"]}
+        require_columns(names & set(LOG_SCHEMA.names), label)
+    num_bad: int = sum(row["num_bad"] for row in done)
+    if not num_bad:
         remove(config.quarantine)
-    if num_bad and (num_bad > config.max_bad_share * whole.num_rows or num_bad == whole.num_rows):
-        _, _, first = min(row["first_bad"] for row in built if row["first_bad"])
+        return 0
+    parts = [name for row in done for name in row["files"] if name.endswith(".bad.jsonl")]
+    assemble_quarantine(folder, parts, config.quarantine)
+    if num_bad > config.max_bad_share * whole.num_rows or num_bad == whole.num_rows:
+        first = min(BadLine(*row["first_bad"]) for row in done if row["first_bad"])
         raise DataError(
             f"{first}; {num_bad} of {whole.num_rows} rows cannot be used "
             f"({num_bad / whole.num_rows:.2%}, max_bad_share is {config.max_bad_share:.2%}), all are in "
             f"{config.quarantine}"
         )
-    wrong = [row["wrong_judgement"] for row in built if row["wrong_judgement"]]
+    return num_bad
+
+
+def _check_judged(config: ImportConfig, done: Sequence[Row], label: str) -> None:
+    """Raises DataError for the first judgement that cannot be used, and when no turn is judged.
+
+    done: rows of files of judgements, then of ranges.
+    """
+    nameless = [BadLine(*row["first_bad"]) for row in done if "wrong_judgement" not in row and row["first_bad"]]
+    wrong = [(bad.row, bad.line, bad.reason) for bad in nameless]
+    wrong += [tuple(row["wrong_judgement"]) for row in done if row.get("wrong_judgement")]
     if wrong:
         _, line, reason = min(wrong)
         raise DataError(f"{config.judgements}:{line}: {reason}")
-    if not any(row["num_judged"] for row in built):
-        raise DataError(
-            f"{inputs.label}: no row has quality; bring some by --judgements FILE (session_id, turn, quality)"
-        )
-    return num_bad
+    if not any(row.get("num_judged") for row in done):
+        raise DataError(f"{label}: no row has quality; bring some by --judgements FILE (session_id, turn, quality)")

@@ -13,6 +13,7 @@ from seqroute_ray.data.formats.rows import LogBlock, log_blocks
 from seqroute_ray.data.log_files import Format
 
 SCHEMA = pa.schema([("session_id", pa.string()), ("turn", pa.int64()), ("quality", pa.float64())])
+_NAMELESS = "a judgement needs session_id and turn"
 _SUFFIXES = (".parquet", *JSON_SUFFIXES)
 
 Turn = tuple[str | None, int | None]  # session_id and turn
@@ -48,7 +49,7 @@ def judge(table: pa.Table, judgements: pa.Table, broken: Mapping[int, str]) -> t
 
 def _reason(turn: Turn, score: float | None) -> str:
     if None in turn:
-        return "a judgement needs session_id and turn"
+        return _NAMELESS
     if score is None or not 0 <= score <= 1:  # NaN is not
         return f"quality must be in [0, 1], got {score}"
     return ""
@@ -65,6 +66,8 @@ def find_judgements(path: Location) -> FileState:
         raise DataError(f"{path}: no such file of judgements")
     if suffix_of(path) not in _SUFFIXES:
         raise DataError(f"{path}: judgements end in {', '.join(_SUFFIXES)}, got {suffix_of(path)!r}")
+    if state.size == 0:
+        raise DataError(f"{path}: the file of judgements is empty (0 bytes); it needs one judgement a row")
     missing = [name for name in SCHEMA.names if suffix_of(path) == ".parquet" and name not in parquet_names(path)]
     if missing:
         raise DataError(f"{path}: no column {missing[0]}; a judgement has session_id, turn, quality")
@@ -76,4 +79,4 @@ def _read(path: Location) -> Iterator[LogBlock]:
     return parquet_blocks(path, SCHEMA) if is_parquet else log_blocks(path, json_lines(path), SCHEMA)
 
 
-JUDGEMENTS = Format(name="judgements", suffixes=_SUFFIXES, read=_read, schema=SCHEMA)
+JUDGEMENTS = Format(name="judgements", suffixes=_SUFFIXES, read=_read, schema=SCHEMA, nameless=_NAMELESS)

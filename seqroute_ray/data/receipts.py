@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from seqroute_ray.core.dataset import sha256
-from seqroute_ray.core.errors import DataError
+from seqroute_ray.core.errors import StoppedError
 from seqroute_ray.core.storage import Folder, one_line
 from seqroute_ray.data.runners import Row
 
@@ -28,11 +28,11 @@ def finished(
 
 
 def write_or_refuse(folder: Folder, name: str, content: bytes) -> None:
-    """Write a file. Raises DataError when the place does not take it: no other try would help."""
+    """Write a file. Raises StoppedError when the place does not take it: no other try would help."""
     try:
         folder.write(name, content)
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({one_line(error)}); make room and run again, finished shards are kept; or "
+        raise StoppedError(
+            f"{folder}: cannot be written ({one_line(error)}); make room and run again, what is finished is kept; or "
             "choose another folder"
         ) from error

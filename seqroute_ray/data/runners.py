@@ -8,31 +8,35 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, nullcontext
 from typing import Any, Literal
 
-from seqroute_ray.core.errors import DataError, SeqRouteError
+from seqroute_ray.core.errors import ConfigError, DataError, SeqRouteError, StoppedError
 
 Task = dict[str, Any]
 Row = dict[str, Any]  # what became of a task
 Work = Callable[[Task], Row]
 RunnerName = Literal["ray", "local"]
 MAX_BLOCKS = 2000  # tasks of one Ray task where there are more: the driver keeps something for each block
-REFUSED, CRASHED, WORKER = "refused", "crashed", "worker"  # keys of a row
+REFUSED, CRASHED, KIND, TASK, WORKER = "refused", "crashed", "kind", "task", "worker"  # keys of a row
+ERRORS = {error.__name__: error for error in (ConfigError, DataError, StoppedError)}  # that keep their class
 
 
 def run(
-    runner: RunnerName, tasks: Sequence[Task], work: Work, failed: Callable[[str], object] = lambda _why: None
+    runner: RunnerName,
+    tasks: Sequence[Task],
+    work: Work,
+    failed: Callable[[Task, str], object] = lambda _task, _why: None,
 ) -> Iterator[Row]:
     """The rows of the tasks as they are done, in any order; those whose worker died or raised an error have none.
 
-    failed: is told of errors. Raises DataError for a SeqRouteError of the work: such an error is not for trying again.
+    failed: is told of errors. A SeqRouteError of the work is raised: such an error is not for trying again.
     """
     if not tasks:  # Ray Data makes no dataset of nothing
         return
     rows = _run_on_ray(tasks, work) if runner == "ray" else _run_here(tasks, work)
     for row in rows:
         if REFUSED in row:
-            raise DataError(row[REFUSED])
+            raise ERRORS.get(row[KIND], DataError)(row[REFUSED])
         if CRASHED in row:
-            failed(row[CRASHED])
+            failed(row[TASK], row[CRASHED])
         else:
             yield row
 
@@ -41,9 +45,9 @@ def _attempt(work: Work, task: Task) -> Row:
     try:
         return work(task)
     except SeqRouteError as error:
-        return {REFUSED: str(error)}
+        return {REFUSED: str(error), KIND: type(error).__name__}
     except Exception as error:  # whatever a session does to the kernel, the others go on
-        return {CRASHED: f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        return {CRASHED: f"{type(error).__name__}: {' '.join(str(error).split())}", TASK: task}
 
 
 def _run_here(tasks: Sequence[Task], work: Work) -> Iterator[Row]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqroute_ray.core.errors import DataError
+from seqroute_ray.core.errors import DataError, StoppedError
 from seqroute_ray.data.runners import MAX_BLOCKS, Row, RunnerName, Task, Work, run
 from seqroute_ray.data.session_file import SessionFile
 from seqroute_ray.data.shards import Shards
@@ -46,7 +46,7 @@ def run_shards(
     sums = np.zeros(2, dtype=np.int64)  # sessions and transitions done
 
     def work_through(tasks: Sequence[Task]) -> list[Task]:
-        for row in run(runner, tasks, shards.write, errors.append):
+        for row in run(runner, tasks, shards.write, lambda _task, why: errors.append(why)):
             done[row["shard"]] = row
             sums[:] += row["num_sessions"], row["num_transitions"]
             progress(Done(len(done), len(every), int(sums[0]), total, int(sums[1])))
@@ -81,20 +81,20 @@ def run_shards(
 def run_all(runner: RunnerName, names: Sequence[str], work: Work, progress: Callable[[int, int], None]) -> list[Row]:
     """The rows of the tasks {"at": 0}, {"at": 1}, ..., one a name; a row has its task's "at".
 
-    progress: is told how many of them are done. Raises DataError by its name when the worker of a task dies in
+    progress: is told how many of them are done. Raises StoppedError by its name when the worker of a task dies in
     MAX_TRIES tries.
     """
     done: dict[int, Row] = {}
-    errors: list[str] = []
+    errors: dict[int, str] = {}
     for _ in range(MAX_TRIES):
         tasks = [{"at": at} for at in range(len(names)) if at not in done]
-        for row in run(runner, tasks, work, errors.append):
+        for row in run(runner, tasks, work, lambda task, why: errors.update({task["at"]: why})):
             done[row["at"]] = row
             progress(len(done), len(names))
-    failing = [name for at, name in enumerate(names) if at not in done]
-    if failing:
-        why = errors[-1] if errors else "its worker died; is memory short?"
-        raise DataError(f"{failing[0]}: fails in {MAX_TRIES} tries ({why})")
+    for at, name in enumerate(names):
+        if at not in done:
+            why = errors.get(at, "its worker died; is memory short?")
+            raise StoppedError(f"{name}: fails in {MAX_TRIES} tries ({why}); what is finished is kept")
     return [done[at] for at in range(len(names))]
 
 

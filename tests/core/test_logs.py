@@ -240,6 +240,17 @@ def test_a_group_in_two_parts_costs_the_sessions_of_the_second_part() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["session_id", "group_id"])
+def test_ids_that_numpy_could_not_keep_apart_are_refused(name: str) -> None:
+    rows = [
+        {**row(f"s{at}", 0), **({name: value} if value else {})} for at, value in enumerate(["", "a\0", "b" * 1025])
+    ]
+    assert [(bad.row, bad.reason) for bad in check_rows(table_of(rows), CATALOG)] == [
+        (1, f"{name} must not hold the character NUL"),
+        (2, f"{name} must have at most 1024 characters, got 1025"),
+    ]
+
+
 def test_rules_over_all_the_logs_hold_in_a_table_of_some_sessions() -> None:
     rows = [row("a", 0, part="test", group_id="g"), row("b", 0, part="test"), row("c", 0, part="fit", group_id="g")]
     whole, some = table_of(rows), table_of(rows[:2])

@@ -2,12 +2,24 @@
 
 import os
 import pickle
+import shutil
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from seqroute_ray.core.errors import ConfigError
-from seqroute_ray.core.storage import Folder, files_in, move_local, open_input, remove, state_of, suffix_of
+from seqroute_ray.core.storage import (
+    Folder,
+    Location,
+    files_in,
+    local_path,
+    move_local,
+    open_input,
+    remove,
+    state_of,
+    suffix_of,
+)
 
 
 @pytest.fixture(params=["local", "fsspec"])
@@ -59,11 +71,11 @@ def test_a_deleted_folder_is_gone_with_all_in_it(folder: Folder) -> None:
 def test_files_are_told_from_folders_and_their_states_apart(folder: Folder) -> None:
     folder.write("b/x.jsonl", b"1")
     folder.write("y.jsonl", b"12\n3\n")
-    assert files_in(folder.location) == [f"{folder}/y.jsonl"]
     assert files_in(f"{folder}/y.jsonl") is None
     assert state_of(folder.location) is None
     state = state_of(f"{folder}/y.jsonl")
     assert state is not None
+    assert files_in(folder.location) == [state]
     assert (state.location, state.size) == (f"{folder}/y.jsonl", 5)
     with open_input(state.location) as file:
         assert list(file) == [b"12\n", b"3\n"]
@@ -83,6 +95,37 @@ def test_a_local_file_moves_to_any_place(folder: Folder, tmp_path: Path) -> None
     remove(f"{folder}/x")
     remove(f"{folder}/x")
     assert folder.names() == []
+
+
+def test_an_upload_that_fails_leaves_no_half_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder.at(f"memory://{tmp_path}/a")
+    folder.write("x", b"old")
+    source = tmp_path / "new"
+    source.write_bytes(b"new")
+
+    def cut(_file: object, stream: IO[bytes], _size: int) -> None:
+        stream.write(b"n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfileobj", cut)
+    with pytest.raises(KeyboardInterrupt):
+        move_local(source, f"{folder}/x")
+    assert folder.names() == []
+    assert source.read_bytes() == b"new"
+
+
+def test_odd_names_are_found_behind_a_uri(tmp_path: Path) -> None:
+    folder = Folder.at(f"memory://{tmp_path}/a")
+    folder.write("a b%é.jsonl", b"1")
+    [state] = files_in(folder.location) or []
+    assert state_of(state.location) == state
+
+
+def test_local_paths_have_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spellings: list[Location] = ["x", "./y/../x", tmp_path / "x", f"file://{tmp_path}/x"]
+    assert {local_path(spelling) for spelling in spellings} == {(tmp_path / "x").resolve()}
+    assert local_path("s3://bucket/x") is None
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(

@@ -151,10 +151,10 @@ def test_few_bad_rows_are_put_aside_with_their_sessions_and_no_text(tmp_path: Pa
     wrong_type = "quality must be double, got a value of another type"
     broken = "not a line of JSON: Expecting value: line 1 column 1 (char 0)"
     assert quarantined(logs) == [
+        {"file": str(logs), "line": 122, "reason": broken, "session_id": None, "turn": None},
         {"file": str(logs), "line": 5, "reason": spoiled, "session_id": "s1", "turn": 0},
         {"file": str(logs), "line": 6, "reason": wrong_type, "session_id": "s1", "turn": 1},
         {"file": str(logs), "line": 7, "reason": spoiled, "session_id": "s1", "turn": 2},
-        {"file": str(logs), "line": 122, "reason": broken, "session_id": None, "turn": None},
     ]
 
 

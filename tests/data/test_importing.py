@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from seqroute_ray.core.errors import ConfigError, DataError
+from seqroute_ray.core.errors import ConfigError, DataError, StoppedError
 from seqroute_ray.core.sessions import read_sessions
-from seqroute_ray.core.storage import Folder
+from seqroute_ray.core.storage import Folder, Location
 from seqroute_ray.data import importer
 from seqroute_ray.data.importer import ImportConfig, import_logs
-from seqroute_ray.data.importing import staging, whole
+from seqroute_ray.data.importing import assemble, staging, whole
 from seqroute_ray.data.importing.ranges import Ranges
 from seqroute_ray.data.importing.staging import Staging
 from seqroute_ray.data.importing.whole import range_starts
@@ -224,9 +225,12 @@ def test_a_file_that_kills_every_worker_ends_the_import_and_is_named(
             return super().stage(task)
 
     monkeypatch.setattr(importer, "Staging", Dying)
-    with pytest.raises(DataError, match=r"1.jsonl: fails in 3 tries \(its worker died; is memory short\?\)"):
+    with pytest.raises(
+        DataError, match=r"1.jsonl: fails in 3 tries \(its worker died; is memory short\?\); what is finished"
+    ):
         import_logs(config_of(logs, tmp_path / "s.parquet"))
-    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert import_logs(config_of(logs, tmp_path / "s.parquet")).num_resumed == NUM_FILES - 1
 
 
 def test_rules_over_all_files_hold_across_ranges(tmp_path: Path) -> None:
@@ -260,6 +264,75 @@ def test_an_unknown_embedder_is_a_wrong_setting_where_there_are_texts_and_a_name
     assert not list(tmp_path.iterdir())
 
 
+def test_work_that_stops_for_want_of_room_is_kept(
+    logs: Path, reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(logs, tmp_path / "s.parquet", runner="local")
+
+    def full(location: Location, *_rest: object) -> None:
+        raise OSError(f"No space left on device for {location}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assemble, "move_local", full)
+        with pytest.raises(
+            StoppedError, match=r"s.parquet.quarantine.jsonl: cannot be written \(No space left .* kept$"
+        ):
+            import_logs(config)
+    report = import_logs(config)
+    assert report.num_resumed > NUM_FILES
+    assert written(tmp_path / "s.parquet") == reference
+
+
+def test_each_error_is_its_own_files(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(Staging):
+        def stage(self, task: Task) -> Row:
+            raise ZeroDivisionError(f"in {task['at']}")
+
+    monkeypatch.setattr(importer, "Staging", Failing)
+    with pytest.raises(StoppedError, match=r"0.jsonl: fails in 3 tries \(ZeroDivisionError: in 0\)"):
+        import_logs(config_of(logs, tmp_path / "s.parquet", runner="local"))
+
+
+def test_an_output_is_a_file_and_none_of_the_logs_however_it_is_spelled(
+    logs: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="out must be another file than logs"):
+        config_of(f"file://{logs}/0.jsonl", logs / "0.jsonl")
+    with pytest.raises(ConfigError, match=r"out must be a file, .* is a folder; name a file in it"):
+        import_logs(config_of(logs, tmp_path, runner="local"))
+    import_logs(config_of(logs, f"file://{tmp_path}/s.parquet", runner="local"))
+    assert written(tmp_path / "s.parquet") == reference
+
+
+def test_a_place_that_is_not_there_is_one_line(logs: Path, s3_bucket: str) -> None:
+    with pytest.raises(StoppedError, match=r"s3://nobody.* cannot be (reached|written)") as caught:
+        import_logs(config_of(logs, s3_bucket.replace("bucket", "nobody") + "/s.parquet", runner="local"))
+    assert "\n" not in str(caught.value)
+
+
+def test_where_files_have_no_time_of_change_nothing_is_taken_up(tmp_path: Path) -> None:
+    folder = Folder.at(f"memory://{tmp_path}")
+    config = config_of(f"{folder}/a.jsonl", tmp_path / "s.parquet", runner="local", max_bad_share=0.0)
+    for quality in (0.25, 0.75):
+        folder.write("a.jsonl", json.dumps(row("s", 0, quality=quality)).encode())
+        with pytest.raises(KeyboardInterrupt) if quality == 0.25 else nullcontext():
+            import_logs(config, stop_at_ranges if quality == 0.25 else lambda *_: None)
+    assert read_sessions(config.out).quality.tolist() == [0.75]
+
+
+def stop_at_ranges(what: str, _done: int, _total: int) -> None:
+    if what == "ranges":
+        raise KeyboardInterrupt
+
+
+def test_other_peoples_files_among_the_leavings_stay(logs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "s.parquet.unfinished" / "mine.txt"
+    other.parent.mkdir()
+    other.touch()
+    import_logs(config_of(logs, tmp_path / "s.parquet", runner="local"))
+    assert [path.name for path in other.parent.iterdir()] == ["mine.txt"]
+
+
 def test_ranges_are_cut_by_size_and_never_inside_a_session() -> None:
     cuts = [("b", RANGE_BYTES), ("a", 1), ("c", RANGE_BYTES - 1), ("c", 9), ("c", 9), ("d", 9)]
     assert range_starts(cuts) == ("b", "c", "d")
@@ -267,15 +340,19 @@ def test_ranges_are_cut_by_size_and_never_inside_a_session() -> None:
     assert range_starts([]) == ()
 
 
-@pytest.mark.usefixtures("small_ranges")
-def test_a_quarantine_of_many_ranges_is_in_the_order_of_files_and_lines(tmp_path: Path) -> None:
+def test_a_quarantine_of_many_ranges_is_in_the_order_of_sessions_and_rows_without_one_come_first(
+    tmp_path: Path,
+) -> None:
     rng = np.random.default_rng(0)
     for number in range(2):
         rows = [row(f"s{at:02d}-{number}", 0, quality=2 if at % 3 else 1) for at in rng.permutation(40).tolist()]
-        write_lines(tmp_path / f"{number}.jsonl", rows)
+        write_lines(tmp_path / f"{number}.jsonl", [*rows, {"turn": 3}])
     config = config_of(tmp_path, tmp_path / "out" / "s.parquet", runner="local", max_bad_share=0.9)
     import_logs(config)
     found = [json.loads(line) for line in Path(config.quarantine).read_text().splitlines()]
-    places = [(bad["file"], bad["line"]) for bad in found]
-    assert len(places) == 52
-    assert places == sorted(places)
+    nameless, others = found[:2], found[2:]
+    assert [(bad["file"], bad["line"], bad["session_id"], bad["turn"]) for bad in nameless] == [
+        (str(tmp_path / f"{number}.jsonl"), 41, None, 3) for number in range(2)
+    ]
+    assert len(others) == 52
+    assert others == sorted(others, key=lambda bad: str(bad["session_id"]))

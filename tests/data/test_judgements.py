@@ -84,6 +84,8 @@ def test_a_file_that_holds_no_judgements_is_refused(tmp_path: Path) -> None:
     logs = write_lines(tmp_path / "logs.jsonl", good_rows())
     csv = logs.with_suffix(".csv")
     csv.touch()
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
     half = write_table(tmp_path / "half", [{"session_id": "s0", "turn": 0}])
     for path, words in [
         (tmp_path / "absent.jsonl", "absent.jsonl: no such file of judgements"),
@@ -91,6 +93,7 @@ def test_a_file_that_holds_no_judgements_is_refused(tmp_path: Path) -> None:
             csv,
             "logs.csv: judgements end in .parquet, .jsonl, .ndjson, .json, got '.csv'",
         ),
+        (empty, "empty.jsonl: the file of judgements is empty .0 bytes.; it needs one judgement a row"),
         (half, "half.parquet: no column quality; a judgement has session_id, turn, quality"),
     ]:
         with pytest.raises(DataError, match=words):

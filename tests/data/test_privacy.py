@@ -134,6 +134,24 @@ def test_no_prompt_and_no_hidden_id_is_in_what_an_import_writes_logs_or_raises(
     assert (ID in seen) != drop_text
 
 
+def test_an_interrupted_import_leaves_no_text_and_no_id(tmp_path: Path) -> None:
+    def stop(what: str, _done: int, _total: int) -> None:
+        if what == "ranges":
+            raise KeyboardInterrupt
+
+    line = json.dumps(CALL | {"session_id": ID, "id": f"call-{ID}", "user": ID})
+    logs = tmp_path / "logs.jsonl"
+    logs.write_text(line)
+    out = tmp_path / "out" / "s.parquet"
+    config = ImportConfig(logs=(logs,), out=out, format="openai-chat", catalog=CATALOG, drop_text=True, runner="local")
+    with pytest.raises(KeyboardInterrupt):
+        import_logs(config, stop)
+    left = [path for path in out.parent.rglob("*") if path.is_file()]
+    seen = [str(pq.read_table(path).to_pydict()) if path.suffix == ".parquet" else path.read_text() for path in left]
+    assert any("session_id" in text for text in seen)
+    assert not any(PROMPT in text or ID in text for text in seen)
+
+
 FIELDS = ("logs", "out", "format", "catalog", "judgements", "drop_text", "runner")
 
 

@@ -69,6 +69,8 @@ def time_us(value: object) -> int | None:
             return None
     if isinstance(value, datetime):
         return ((value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value * 1_000_000
+    if isinstance(value, float) and math.isfinite(value):
         return round(value * 1_000_000)
     return None

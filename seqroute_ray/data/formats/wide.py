@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.log_schema import MAX_TURN_COST_USD, codes, numbers
 from seqroute_ray.core.money import to_nusd
@@ -113,19 +114,36 @@ def sum_costs(table: pa.Table) -> Costs:
     return {name: (sum(nusd[code == at].tolist()), int(known[code == at].sum())) for at, name in enumerate(names)}
 
 
-def dearest(costs: Mapping[str, tuple[int, int]]) -> str | None:
+def dearest(costs: Mapping[str, tuple[int, int]], catalog: Catalog) -> str | None:
     """The model of the highest mean cost, the first by name of equals; None without any cost."""
-    means = {name: nusd / count for name, (nusd, count) in sorted(costs.items()) if count}
+    by_name: dict[str, tuple[int, int]] = {}
+    for alias, (nusd, count) in costs.items():
+        name = _name(alias, catalog)
+        before = by_name.get(name, (0, 0))
+        by_name[name] = (before[0] + nusd, before[1] + count)
+    means = {name: nusd / count for name, (nusd, count) in sorted(by_name.items()) if count}
     return max(means, key=means.__getitem__, default=None)
 
 
-def log_dearest(table: pa.Table, model_of_none: str | None) -> pa.Table:
+def _name(alias: str, catalog: Catalog) -> str:
+    """A model's own name; one that is not in the catalog is refused later."""
+    action = catalog.action_by_name.get(alias)
+    return alias if action is None else catalog.names[action]
+
+
+def _named(model: pa.Array, catalog: Catalog) -> pa.Array:
+    """The models' own names."""
+    index, aliases = codes(model)
+    return pa.array([_name(alias, catalog) for alias in aliases], pa.string()).take(pa.array(index, mask=index < 0))
+
+
+def log_dearest(table: pa.Table, model_of_none: str | None, catalog: Catalog) -> pa.Table:
     """Each row with its logged model's cell as quality and cost; model_of_none: logged where none is named."""
     lists = table["outcomes"].combine_chunks()
     lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
     row = np.repeat(np.arange(table.num_rows), lengths)
     model, quality, cost_usd = lists.flatten().flatten()
-    logged = table["model"].combine_chunks()
+    model, logged = _named(model, catalog), _named(table["model"], catalog)
     if model_of_none:
         logged = pc.fill_null(logged, model_of_none)
     own = np.flatnonzero(pc.fill_null(pc.equal(model, logged.take(pa.array(row))), False))

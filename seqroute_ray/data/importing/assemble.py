@@ -1,17 +1,16 @@
-"""The sessions of all ranges to one session file, and their bad rows to one quarantine file."""
+"""The sessions of all ranges to one session file, and the rows put aside to one quarantine file."""
 
-import heapq
-import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from seqroute_ray.core.catalog import Catalog
+from seqroute_ray.core.errors import StoppedError
 from seqroute_ray.core.sessions import read_sessions, write_parts
-from seqroute_ray.core.storage import Folder, Location, is_local, move_local, open_input
-
-Line = tuple[int, int, dict[str, object]]  # file, row, what the quarantine file says
+from seqroute_ray.core.storage import Folder, Location, local_path, move_local, one_line
 
 
 def assemble_sessions(folder: Folder, parts: Sequence[str], pool: Catalog, out: Location) -> None:
@@ -21,30 +20,32 @@ def assemble_sessions(folder: Folder, parts: Sequence[str], pool: Catalog, out: 
 
 
 def assemble_quarantine(folder: Folder, parts: Sequence[str], out: Location) -> None:
-    """parts: lines in the order of files and rows."""
-    with _written_whole(out) as path, path.open("w") as file:
-        lines = heapq.merge(*(_lines(f"{folder}/{part}") for part in parts), key=lambda line: line[:2])
-        for _file, _row, line in lines:
-            file.write(json.dumps(line) + "\n")
-
-
-def _lines(location: str) -> Iterator[Line]:
-    with open_input(location) as file:
-        for line in file:
-            at, row, fields = json.loads(line)
-            yield at, row, fields
+    """parts: lines of the quarantine file, in its order."""
+    with _written_whole(out) as path, path.open("wb") as file:
+        for part in parts:
+            file.write(folder.read(part))
 
 
 @contextmanager
 def _written_whole(out: Location) -> Iterator[Path]:
-    """A local file to write, which then appears at a location at once; after an error it is gone."""
-    if is_local(out):
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(f"{out}.tmp")
-    else:
-        temporary = Path(tempfile.mkstemp(suffix=Path(str(out)).name)[1])
+    """A local file to write, which then appears at a location at once; after an error it is gone.
+
+    It stands beside a local `out`, else in the folder for temporary files. Raises StoppedError when there is no room.
+    """
+    beside = local_path(out)
     try:
-        yield temporary
-        move_local(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as elsewhere:
+            home = Path(elsewhere) if beside is None else beside.parent
+            home.mkdir(parents=True, exist_ok=True)
+            temporary = home / f"{Path(str(out)).name}.{uuid4().hex}.tmp"
+            try:
+                yield temporary
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                move_local(temporary, out)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoppedError(
+            f"{out}: cannot be written ({one_line(error)}); make room and run again, what is finished is kept"
+        ) from error

@@ -1,6 +1,7 @@
 """Build one range of sessions: check its rows, put bad ones aside, judge, group."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from seqroute_ray.core.log_schema import actions, conform, outcome_cells, with_v
 from seqroute_ray.core.logs import BadRow, Origin, check_rows
 from seqroute_ray.core.sessions import Sessions, to_table
 from seqroute_ray.core.storage import Folder, resolve
+from seqroute_ray.data.importing.bad_lines import BadLine, quarantine_lines
 from seqroute_ray.data.importing.staging import BROKEN, FILE, LINE, ROW, VECTOR
 from seqroute_ray.data.importing.whole import Whole
 from seqroute_ray.data.judgements import judge
@@ -60,19 +62,16 @@ class Ranges:
         if found is not None:
             return {**found, "resumed": True}
         staged = self._read(at, self.whole.runs)
-        table = self.kind.finish(staged.table, self.whole.dearest)
+        table = self.kind.finish(staged.table, self.whole.dearest, self.catalog)
         names = with_values(table)
         table = conform(table, set(self.whole.columns))
         origin = Origin(file=np.array(self.files, dtype=object)[staged.file], line=staged.line, broken=staged.broken)
         bad = check_rows(table, self.catalog, origin, self.models, self.whole.elsewhere)
-        wrong_judgement = None
-        if self.judgement_runs is not None:
-            judgements = self._read(at, self.judgement_runs)
-            table, wrong = judge(table, judgements.table, judgements.broken)
-            wrong_judgement = wrong and (int(judgements.row[wrong.row]), int(judgements.line[wrong.row]), wrong.reason)
+        lines = _bad_lines(bad, table, staged, origin)
+        table, wrong_judgement = self._judged(at, table)
         good = pa.array(np.setdiff1d(np.arange(table.num_rows), [row.row for row in bad]))
         clean = table.take(good)
-        files = {f"ranges/{at:05d}.quarantine.jsonl": self._quarantine(bad, table, staged, origin)}
+        files = {f"ranges/{at:05d}.bad.jsonl": quarantine_lines(sorted(lines, key=lambda line: line.session_id or ""))}
         models: tuple[str, ...] = ()
         if clean.num_rows:
             pool = self.catalog.select(self.models or models_in(clean, self.catalog))
@@ -81,12 +80,11 @@ class Ranges:
             files[f"ranges/{at:05d}.parquet"], models = encode_sessions(sessions), pool.names
         for name, content in files.items():
             write_or_refuse(self.folder, name, content)
-        first = next((row for row in bad if not row.is_spoiled), None)
         row = {
             **terms,
             "files": {name: sha256(content) for name, content in files.items()},
             "num_bad": len(bad),
-            "first_bad": first and [*_place(first, staged), f"{origin.place(first.row)}: {first.reason}"],
+            "first_bad": next((line for row, line in zip(bad, lines, strict=True) if not row.is_spoiled), None),
             "wrong_judgement": wrong_judgement,
             "columns": sorted(names),
             "models": models,
@@ -97,11 +95,20 @@ class Ranges:
         write_or_refuse(self.folder, receipt, json.dumps(row).encode())
         return {**row, "resumed": False}
 
+    def _judged(self, at: int, table: pa.Table) -> tuple[pa.Table, tuple[int, int, str] | None]:
+        """The rows with the qualities of judgements, and row, line and fault of the first one that cannot be used."""
+        if self.judgement_runs is None:
+            return table, None
+        judgements = self._read(at, self.judgement_runs)
+        table, wrong = judge(table, judgements.table, judgements.broken)
+        return table, wrong and (int(judgements.row[wrong.row]), int(judgements.line[wrong.row]), wrong.reason)
+
     def _read(self, at: int, runs: tuple[str, ...]) -> Staged:
-        """The rows of the range's sessions; those without a session are of the first range."""
+        """The rows of the range's sessions."""
         session, starts = pc.field("session_id"), self.whole.starts
-        below = session < starts[at] if at < len(starts) else session.is_valid()
-        chosen = below & (session >= starts[at - 1]) if at else below | session.is_null()
+        chosen = session >= starts[at - 1] if at else session.is_valid()
+        if at < len(starts):
+            chosen &= session < starts[at]
         tables = []
         for run in runs:
             filesystem, path = resolve(f"{self.folder}/{run}")
@@ -117,23 +124,20 @@ class Ranges:
             vectors=table[VECTOR] if VECTOR in table.column_names else None,
         )
 
-    def _quarantine(self, bad: list[BadRow], table: pa.Table, staged: Staged, origin: Origin) -> bytes:
-        """One line a bad row: its file and row, to merge by, and what the quarantine file says of it."""
-        ids = table.select(["session_id", "turn"]).take(pa.array([row.row for row in bad], pa.int64())).to_pylist()
-        lines = [
-            json.dumps(
-                [
-                    *_place(row, staged),
-                    {"file": origin.file[row.row], "line": int(origin.line[row.row]), "reason": row.reason, **names},
-                ]
-            )
-            for row, names in zip(bad, ids, strict=True)
-        ]
-        return "".join(f"{line}\n" for line in lines).encode()
 
-
-def _place(bad: BadRow, staged: Staged) -> tuple[int, int]:
-    return int(staged.file[bad.row]), int(staged.row[bad.row])
+def _bad_lines(bad: Sequence[BadRow], table: pa.Table, staged: Staged, origin: Origin) -> list[BadLine]:
+    ids = table.select(["session_id", "turn"]).take(pa.array([row.row for row in bad], pa.int64())).to_pylist()
+    return [
+        BadLine(
+            at=int(staged.file[row.row]),
+            row=int(staged.row[row.row]),
+            file=str(origin.file[row.row]),
+            line=int(origin.line[row.row]),
+            reason=row.reason,
+            **names,
+        )
+        for row, names in zip(bad, ids, strict=True)
+    ]
 
 
 def models_in(table: pa.Table, catalog: Catalog) -> tuple[str, ...]:

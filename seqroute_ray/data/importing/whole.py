@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.log_schema import group_key
 from seqroute_ray.core.logs import Elsewhere, most_frequent_width
 from seqroute_ray.core.random_bits import text_keys
@@ -33,23 +34,28 @@ class Whole:
     runs: tuple[str, ...]
 
     @classmethod
-    def of(cls, files: Sequence[Row], folder: Folder) -> "Whole":
+    def of(cls, files: Sequence[Row], folder: Folder, catalog: Catalog) -> "Whole":
         """files: rows of Staging.stage."""
         columns = frozenset(name for file in files for name in file["columns"])
-        runs = tuple(name for file in files for name in file["runs"])
+        runs = runs_of(files)
         return cls(
             num_rows=sum(file["num_rows"] for file in files),
             num_broken=sum(file["num_broken"] for file in files),
-            num_failed_calls=sum(len(file["failed_lines"]) for file in files),
+            num_failed_calls=sum(file["num_failed_calls"] for file in files),
             columns=columns,
             elsewhere=Elsewhere(
                 embedding_width=_width(files) if "embedding" in columns else None,
                 home_of_group=homes_of_torn_groups(folder, runs) if "part" in columns else {},
             ),
-            dearest=dearest(_costs(files)),
+            dearest=dearest(_costs(files), catalog),
             starts=range_starts([tuple(cut) for file in files for cut in file["cuts"]]),
             runs=runs,
         )
+
+
+def runs_of(files: Sequence[Row]) -> tuple[str, ...]:
+    """Names of the runs of files; files: rows of Staging.stage."""
+    return tuple(name for file in files for name in file["files"] if name.endswith(".parquet"))
 
 
 def _width(files: Sequence[Row]) -> int:
@@ -80,7 +86,7 @@ def range_starts(cuts: Iterable[tuple[str, int]]) -> tuple[str, ...]:
 
 
 def homes_of_torn_groups(folder: Folder, runs: Sequence[str]) -> dict[str, str]:
-    """The part, the first by name, that groups belong to whose rows name several."""
+    """The part, the first by name, that groups belong to whose rows name several; 16 bytes a group and run."""
     first_seen: dict[str, int] = {}
     keys, parts = [np.array([], dtype=np.uint64)], [np.array([], dtype=np.int64)]
     for run in runs:
@@ -88,8 +94,10 @@ def homes_of_torn_groups(folder: Folder, runs: Sequence[str]) -> dict[str, str]:
         keys.append(text_keys(0, pairs["group"].to_pylist()))
         named = pairs["part"].to_pylist()
         parts.append(np.array([first_seen.setdefault(part, len(first_seen)) for part in named], dtype=np.int64))
-    distinct = np.unique(np.stack([np.concatenate(keys), np.concatenate(parts).astype(np.uint64)], axis=1), axis=0)
-    repeated = np.unique(distinct[1:, 0][distinct[1:, 0] == distinct[:-1, 0]])
+    key, part = np.concatenate(keys), np.concatenate(parts)
+    order = np.lexsort((part, key))
+    key, part = key[order], part[order]
+    repeated = np.unique(key[1:][(key[1:] == key[:-1]) & (part[1:] != part[:-1])])
     if not len(repeated):
         return {}
     parts_of: dict[str, set[str]] = {}

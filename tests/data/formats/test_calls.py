@@ -21,6 +21,7 @@ T = 1_767_348_000  # 2026-01-02T10:00:00Z
         (datetime(2026, 1, 2, 10), T * 10**6),
         ("noon", None),
         (True, None),
+        (10**400, 10**406),  # which is no int64: refused later, in its row
         (float("nan"), None),
         (None, None),
     ],

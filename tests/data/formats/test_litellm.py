@@ -60,7 +60,7 @@ def test_spend_logs_become_sessions_and_failed_calls_are_left_out_and_named(
     sessions = imported(FIXTURES / name, tmp_path, "litellm", judgements=judged(tmp_path))
     assert turns(sessions) == EXPECTED
     assert_texts(sessions, TEXTS)
-    assert caplog.messages == [f"left out failed calls file={FIXTURES / name} calls=3 lines=7,14,16"]
+    assert caplog.messages == [f"event=left_out_failed_calls file={FIXTURES / name} calls=3 first_lines=7,14,16"]
 
 
 def test_a_json_array_is_read_as_json_lines_are(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ BAD: list[tuple[bytes, str]] = [
     (
         call(session_id=None),
         "bad.jsonl: no row has session_id; a log row needs it; columns with values: "
-        "['completion_tokens', 'model', 'prompt_tokens', 'text', 'turn']",
+        "['completion_tokens', 'model', 'prompt_tokens', 'text']",
     ),
     (call(error={"code": 500}), "bad.jsonl: every call failed; an import needs calls with answers"),
     (call(), "bad.jsonl: no row has quality; bring some by --judgements FILE (session_id, turn, quality)"),

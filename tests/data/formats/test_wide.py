@@ -41,6 +41,15 @@ def test_a_matrix_may_bring_sessions_vectors_and_the_logged_models(tmp_path: Pat
     np.testing.assert_allclose(sessions.embedding, [[0.0, 1.0], [0.6, 0.8]], atol=1e-3)
 
 
+def test_a_model_is_the_same_under_each_of_its_names_in_all_files(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "a.csv").write_text("query_id,text,small|quality,small|cost,large|quality,large|cost\nq1,Hi,1,0.1,1,0.2")
+    (logs / "b.csv").write_text("query_id,text,openai/gpt-4o|quality,openai/gpt-4o|cost\nq2,Hi,0.5,0.3")
+    sessions = imported(logs, tmp_path, "wide")
+    assert turns(sessions) == [("q1", "large", 1.0, 200_000_000), ("q2", "large", 0.5, 300_000_000)]
+
+
 HEAD = b"query_id,text,small|quality,small|cost"
 BAD: list[tuple[bytes, str]] = [
     (b"", "bad.csv: the log file is empty (0 bytes); it needs one row a turn"),
