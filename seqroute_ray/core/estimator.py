@@ -106,21 +106,26 @@ class OutcomeEstimator:
 
     def predict_from(self, summary: NDArray[np.float32], queries: Queries, catalog: Catalog) -> Estimates:
         """The same, for a caller that needs the queries' summary too."""
-        # The same as features.design @ weights, without the copy of the embeddings that a design is; and with the
-        # queries of one model side by side in memory: loops over queries are long, loops over models are short.
+        # All in [K, N]: loops over queries are long, loops over models are short. The products are those of
+        # features.design @ weights, without the copy of the embeddings that a design is.
         of_terms, of_embedding = self.regressions
-        by_model = of_embedding @ queries.embedding.astype(np.float32, copy=False).T  # [4 K, N]
-        by_model += of_terms @ self.features.terms(summary).T
-        fitted = by_model.T
-        k = self.num_models
-        chances, log_tokens, log_spread = sigmoid(fitted[:, : 2 * k]), fitted[:, 2 * k : 3 * k], fitted[:, 3 * k :]
-        high_log_tokens = log_tokens + np.exp(log_spread) * self.high_deviations
-        runaway_log_tokens = np.broadcast_to(self.runaway_log_tokens, log_tokens.shape)
-        answers = np.stack([log_tokens + self.log_mean_shift, high_log_tokens, runaway_log_tokens])  # [3, N, K]
-        price_in, price_token = (price.astype(np.float32) for price in prices(catalog))
-        prompt_usd = self.features.billed_tokens(queries).astype(np.float32)[:, None] * price_in
-        cost_usd, high_usd, runaway_usd = np.exp(answers) * price_token + prompt_usd
-        return Estimates(chances[:, :k], cost_usd, high_usd, chances[:, k:], np.maximum(runaway_usd, high_usd))
+        fitted = of_embedding @ queries.embedding.astype(np.float32, copy=False).T
+        fitted += of_terms @ self.features.terms(summary).T
+        (quality, runaway), (log_tokens, log_spread) = np.split(fitted.reshape(4, self.num_models, len(queries)), 2)
+        mean_shift, deviations, runaway_log_tokens = (
+            values[:, None] for values in (self.log_mean_shift, self.high_deviations, self.runaway_log_tokens)
+        )
+        price_in, price_token = (price.astype(np.float32)[:, None] for price in prices(catalog))
+        prompt_usd = price_in * self.features.billed_tokens(queries).astype(np.float32)
+        log_answers = (log_tokens + mean_shift, log_tokens + np.exp(log_spread) * deviations, runaway_log_tokens)
+        cost_usd, high_usd, runaway_usd = (prompt_usd + price_token * np.exp(tokens) for tokens in log_answers)
+        return Estimates(
+            quality=sigmoid(quality).T,
+            cost_usd=cost_usd.T,
+            cost_high_usd=high_usd.T,
+            runaway=sigmoid(runaway).T,
+            runaway_cost_usd=np.maximum(runaway_usd, high_usd).T,
+        )
 
     @cached_property
     def regressions(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

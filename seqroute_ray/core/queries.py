@@ -83,19 +83,20 @@ class QueryFeatures:
             raise DataError(
                 f"the estimator was fitted on {self.num_dims}-d embeddings, got shape {queries.embedding.shape}"
             )
-        named = queries.task_type[:, None] == self.types
-        known = named.any(axis=1, keepdims=True)
-        summary = np.empty((len(queries), self.summary_width), dtype=np.float32)
-        summary[:, :-1] = named if known.all() else np.where(known, named, self._suggested(queries.embedding))
+        named = self.types[:, None] == queries.task_type  # [R, N]: loops over queries are long, those over types short
+        known = named.any(axis=0)
+        summary = np.empty((self.summary_width, len(queries)), dtype=np.float32)
+        summary[:-1] = named if known.all() else np.where(known, named, self._suggested(queries.embedding))
         tokens = np.maximum(queries.prompt_tokens, 1)
         length = np.clip((np.log(tokens) - self.log_tokens[0]) / self.log_tokens[1], -MAX_LENGTH, MAX_LENGTH)
-        summary[:, -1] = np.where(queries.prompt_tokens > 0, length, 0.0)
-        return summary
+        summary[-1] = np.where(queries.prompt_tokens > 0, length, 0.0)
+        return summary.T
 
     def _suggested(self, embedding: NDArray[np.floating]) -> NDArray[np.floating]:
-        """[N, R] share of each type, as the embedding suggests."""
-        chance = sigmoid(embedding.astype(np.float32, copy=False) @ self.type_weights[:-1] + self.type_weights[-1])
-        return np.asarray(chance / chance.sum(axis=1, keepdims=True))
+        """[R, N] share of each type, as the embedding suggests."""
+        logits = embedding.astype(np.float32, copy=False) @ self.type_weights[:-1] + self.type_weights[-1]
+        chance = sigmoid(np.ascontiguousarray(logits.T))
+        return np.asarray(chance / chance.sum(axis=0))
 
     @property
     def typical_tokens(self) -> float:
