@@ -4,10 +4,10 @@
 
 The MDP is budget_mdp.py's. A log has NUM_SESSIONS sessions: each turn goes to one model, but with chance `exploration`
 to a random one; hindsight relabeling replays it under other budgets. Costs (prices and tokens) are known, qualities are
-estimated from the log, by type of task. Learners: double DQN (cql_alpha 0), CQL, behaviour cloning (td_weight 0); two
-networks: the recipe's, which is the same for every model and starts from the estimates, and an ordinary one with an
-output a model. Policies are evaluated exactly, as shares of the optimum's quality, mean over BUDGETS; differences to
-double DQN are paired by seed (of log, network and batches), with t intervals of 95 %. Ends with one JSON line.
+estimated from the log, by type of task. Learners: double DQN (cql_alpha 0), CQL, behaviour cloning (td_weight 0), with
+the recipe's network, loss and masks. Policies are evaluated exactly, as shares of the optimum's quality, mean over
+BUDGETS; differences to double DQN are paired by seed (of log, network and batches), with t intervals of 95 %. One core,
+15 minutes beside other work. Ends with one JSON line.
 """
 
 import json
