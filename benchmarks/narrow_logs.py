@@ -7,7 +7,7 @@ to a random one; hindsight relabeling replays it under other budgets. Costs (pri
 estimated from the log, by type of task. Learners: double DQN (cql_alpha 0), CQL, behaviour cloning (td_weight 0), with
 the recipe's network, loss and masks. Policies are evaluated exactly, as shares of the optimum's quality, mean over
 BUDGETS; differences to double DQN are paired by seed (of log, network and batches), with t intervals of 95 %. One core,
-30 minutes beside much other work (11 of CPU). Ends with one JSON line.
+30 minutes beside much other work (13 of CPU). Ends with one JSON line.
 """
 
 import json
