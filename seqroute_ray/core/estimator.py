@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import ConfigError, DataError
-from seqroute_ray.core.queries import Queries, QueryFeatures, billed_tokens, common_types, log_known_tokens
+from seqroute_ray.core.queries import (
+    Queries,
+    QueryFeatures,
+    billed_tokens,
+    common_types,
+    log_known_tokens,
+    typical_tokens,
+)
 from seqroute_ray.core.ridge import leave_one_out, logistic_ridge, ridge, sigmoid
 from seqroute_ray.core.sessions import Sessions, observed_outcomes
 
@@ -99,23 +106,33 @@ class OutcomeEstimator:
 
     def predict_from(self, summary: NDArray[np.float32], queries: Queries, catalog: Catalog) -> Estimates:
         """The same, for a caller that needs the queries' summary too."""
-        fitted = self.features.design(queries, summary) @ self._weights
-        k = self.num_models
-        chances, log_tokens, log_spread = sigmoid(fitted[:, : 2 * k]), fitted[:, 2 * k : 3 * k], fitted[:, 3 * k :]
-        high_log_tokens = log_tokens + np.exp(log_spread) * self.high_deviations
-        price_in, price_token = _prices(catalog)
-        prompt_usd = self.features.billed_tokens(queries)[:, None] * price_in
-        answers = (log_tokens + self.log_mean_shift, high_log_tokens, self.runaway_log_tokens)
-        cost_usd, high_usd, runaway_usd = (
-            (prompt_usd + price_token * np.exp(tokens)).astype(np.float32) for tokens in answers
+        # All in [K, N]: loops over queries are long, loops over models are short. The products are those of
+        # features.design @ weights, without the copy of the embeddings that a design is.
+        of_terms, of_embedding = self.regressions
+        fitted = of_embedding @ queries.embedding.astype(np.float32, copy=False).T
+        fitted += of_terms @ self.features.terms(summary).T
+        (quality, runaway), (log_tokens, log_spread) = np.split(fitted.reshape(4, self.num_models, len(queries)), 2)
+        mean_shift, deviations, runaway_log_tokens = (
+            values[:, None] for values in (self.log_mean_shift, self.high_deviations, self.runaway_log_tokens)
         )
-        return Estimates(chances[:, :k], cost_usd, high_usd, chances[:, k:], np.maximum(runaway_usd, high_usd))
+        price_in, price_token = (price.astype(np.float32)[:, None] for price in prices(catalog))
+        prompt_usd = price_in * self.features.billed_tokens(queries).astype(np.float32)
+        log_answers = (log_tokens + mean_shift, log_tokens + np.exp(log_spread) * deviations, runaway_log_tokens)
+        cost_usd, high_usd, runaway_usd = (prompt_usd + price_token * np.exp(tokens) for tokens in log_answers)
+        return Estimates(
+            quality=sigmoid(quality).T,
+            cost_usd=cost_usd.T,
+            cost_high_usd=high_usd.T,
+            runaway=sigmoid(runaway).T,
+            runaway_cost_usd=np.maximum(runaway_usd, high_usd).T,
+        )
 
     @cached_property
-    def _weights(self) -> NDArray[np.float32]:
-        """[F, 4 K] all regressions side by side: one product instead of four."""
+    def regressions(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """All regressions, one product instead of four: [4 K, 2 R] of QueryFeatures.terms, [4 K, D] of embeddings."""
         parts = (self.quality_weights, self.runaway_weights, self.token_weights, self.spread_weights)
-        return np.concatenate(parts, axis=1)
+        weights, num_terms = np.concatenate(parts, axis=1).T, 2 * self.features.num_types
+        return np.ascontiguousarray(weights[:, :num_terms]), np.ascontiguousarray(weights[:, num_terms:])
 
     @classmethod
     def of_columns(cls, features: QueryFeatures, columns: Sequence["Column"]) -> "OutcomeEstimator":
@@ -145,7 +162,7 @@ class OutcomeEstimator:
         return cls(features=QueryFeatures.from_arrays(features), **own)  # type: ignore[arg-type]
 
 
-def _prices(catalog: Catalog) -> tuple[FloatArray, FloatArray]:
+def prices(catalog: Catalog) -> tuple[FloatArray, FloatArray]:
     """[K] USD a prompt token, and a unit of what the prompt does not explain: an output token where those cost."""
     price_in, price_out = catalog.usd_per_token()
     return price_in, np.where(price_out > 0, price_out, price_in)
@@ -172,9 +189,9 @@ def observe(sessions: Sessions) -> Observations:
     vector_bytes = np.ascontiguousarray(sessions.embedding).view(np.dtype((np.void, 2 * sessions.embedding.shape[1])))
     vector = np.unique(vector_bytes.reshape(-1), return_inverse=True)[1]
     _, first, query = np.unique(group * (int(vector.max()) + 1) + vector, return_index=True, return_inverse=True)
-    price_in, price_token = _prices(sessions.catalog)
+    price_in, price_token = prices(sessions.catalog)
     logs = log_known_tokens(sessions.queries)
-    prompt_tokens = billed_tokens(sessions.queries, float(logs.mean()), float(logs.std()))
+    prompt_tokens = billed_tokens(sessions.queries, typical_tokens(float(logs.mean()), float(logs.std())))
     answer_usd = cost_usd - prompt_tokens[:, None] * price_in
     tokens = answer_usd / np.where(price_token > 0, price_token, 1.0)  # a free model's tokens cost nothing: any will do
     log_tokens = np.log(np.maximum(tokens, MIN_TOKENS))

@@ -134,10 +134,10 @@ def after_state(
 ) -> NDArray[np.float32]:
     """[N, K, NUM_AFTER]: what paying each model would leave, at its mean cost and at the high quantile."""
     costs = (estimates.cost_usd, estimates.cost_high_usd, estimates.runaway_cost_usd)
-    cost_usd = np.maximum(np.stack(costs), MIN_COST_USD).astype(np.float64)  # [3, N, K]
+    cost_usd = np.maximum(np.stack(costs), np.float32(MIN_COST_USD))  # [3, N, K]
     remaining = remaining_usd[:, None]
     left = np.maximum((remaining - cost_usd[:2]) / layout.reference_cost_usd, MIN_BUDGET_SHARE)
-    log_cost, log_left = np.log(cost_usd), np.log(left)
+    log_cost, log_left = np.log(cost_usd), np.log(left.astype(np.float32))
     log_turns_after = np.log(np.maximum(turns_left - 1, MIN_TURNS_AFTER) / REFERENCE_TURNS)[:, None]
     # The chance that a runaway answer of this turn does not fit into what remains.
     excess = log_cost[2] - np.log(np.maximum(remaining, MIN_COST_USD))

@@ -83,26 +83,39 @@ class QueryFeatures:
             raise DataError(
                 f"the estimator was fitted on {self.num_dims}-d embeddings, got shape {queries.embedding.shape}"
             )
-        suggested = sigmoid(
-            queries.embedding.astype(np.float32, copy=False) @ self.type_weights[:-1] + self.type_weights[-1]
-        )
-        suggested = suggested / suggested.sum(axis=1, keepdims=True)
-        named = queries.task_type[:, None] == self.types
-        share = np.where(named.any(axis=1, keepdims=True), named, suggested)
+        named = self.types[:, None] == queries.task_type  # [R, N]: loops over queries are long, those over types short
+        known = named.any(axis=0)
+        summary = np.empty((self.summary_width, len(queries)), dtype=np.float32)
+        summary[:-1] = named if known.all() else np.where(known, named, self._suggested(queries.embedding))
         tokens = np.maximum(queries.prompt_tokens, 1)
         length = np.clip((np.log(tokens) - self.log_tokens[0]) / self.log_tokens[1], -MAX_LENGTH, MAX_LENGTH)
-        length = np.where(queries.prompt_tokens > 0, length, 0.0)
-        return np.concatenate([share, length[:, None]], axis=1).astype(np.float32)
+        summary[-1] = np.where(queries.prompt_tokens > 0, length, 0.0)
+        return summary.T
+
+    def _suggested(self, embedding: NDArray[np.floating]) -> NDArray[np.floating]:
+        """[R, N] share of each type, as the embedding suggests."""
+        logits = embedding.astype(np.float32, copy=False) @ self.type_weights[:-1] + self.type_weights[-1]
+        chance = sigmoid(np.ascontiguousarray(logits.T))
+        return np.asarray(chance / chance.sum(axis=0))
+
+    @property
+    def typical_tokens(self) -> float:
+        """See typical_tokens."""
+        mean, deviation = (float(x) for x in self.log_tokens)
+        return typical_tokens(mean, deviation if np.isfinite(deviation) else 0.0)
 
     def billed_tokens(self, queries: Queries) -> FloatArray:
         """[N] prompt tokens to be priced; see billed_tokens."""
-        mean, deviation = (float(x) for x in self.log_tokens)
-        return billed_tokens(queries, mean, deviation if np.isfinite(deviation) else 0.0)
+        return billed_tokens(queries, self.typical_tokens)
+
+    def terms(self, summary: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[N, 2 R]: types, types times length."""
+        share, length = summary[:, :-1], summary[:, -1:]
+        return np.concatenate([share, share * length], axis=1)
 
     def design(self, queries: Queries, summary: NDArray[np.float32]) -> NDArray[np.float32]:
         """[N, 2 R + D]: types, types times length, embedding. summary: of the same queries."""
-        share, length = summary[:, :-1], summary[:, -1:]
-        return np.concatenate([share, share * length, queries.embedding.astype(np.float32, copy=False)], axis=1)
+        return np.concatenate([self.terms(summary), queries.embedding.astype(np.float32, copy=False)], axis=1)
 
     def penalty(self, of_type: float, of_length: float, of_embedding: float) -> FloatArray:
         """[2 R + D] ridge penalties by kind of feature."""
@@ -117,14 +130,18 @@ class QueryFeatures:
         return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})  # type: ignore[arg-type]
 
 
-def billed_tokens(queries: Queries, log_mean: float, log_deviation: float) -> FloatArray:
-    """[N] prompt tokens to be priced: the mean of a log-normal count (not its median) where unknown.
+def typical_tokens(log_mean: float, log_deviation: float) -> float:
+    """Prompt tokens to be priced where they are unknown: the mean of a log-normal count (not its median).
 
-    0 everywhere when no prompt was ever counted (log_mean 0): the answers' costs then hold the prompts'.
+    0 when no prompt was ever counted (log_mean 0): the answers' costs then hold the prompts'.
     """
-    if log_mean <= 0:
+    return float(np.exp(log_mean + log_deviation**2 / 2)) if log_mean > 0 else 0.0
+
+
+def billed_tokens(queries: Queries, typical: float) -> FloatArray:
+    """[N] prompt tokens to be priced; 0 everywhere when none was ever counted, see typical_tokens."""
+    if typical == 0:
         return np.zeros(len(queries))
-    typical = np.exp(log_mean + log_deviation**2 / 2)
     return np.where(queries.prompt_tokens > 0, queries.prompt_tokens, typical)
 
 

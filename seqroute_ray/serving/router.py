@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqroute_ray.core.arrays import BoolArray
+from seqroute_ray.core.compiled_policy import CompiledPolicy, Outlook, Turn, affordable, lambda_greedy
 from seqroute_ray.core.embedding import Embedder
 from seqroute_ray.core.errors import ArtefactError, ConfigError
-from seqroute_ray.core.estimator import Estimates
 from seqroute_ray.core.ledger import Account, exhausted
-from seqroute_ray.core.mdp import TurnFeatures, affordable, encode_state
-from seqroute_ray.core.money import to_nusd, to_usd
-from seqroute_ray.core.policy import PolicyArtefact, lambda_greedy
-from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries
+from seqroute_ray.core.money import NUSD_PER_USD, to_nusd
+from seqroute_ray.core.policy import PolicyArtefact
+from seqroute_ray.core.queries import UNKNOWN_TYPE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +64,14 @@ class Router:
         if embedder.name != artefact.embedder:
             raise ConfigError(f"the policy was trained on embedder {artefact.embedder!r}, got {embedder.name!r}")
         self.artefact, self.version = artefact, artefact.version
+        self._policy = CompiledPolicy(artefact)
         self._embedder, self._default_max_tokens = embedder, default_max_tokens
         models = artefact.catalog.models
-        self._input_price = [_nusd_per_token(model.usd_per_m_input) for model in models]
-        self._output_price = [_nusd_per_token(model.usd_per_m_output) for model in models]
+        prices = [_nusd_per_token(usd) for model in models for usd in (model.usd_per_m_input, model.usd_per_m_output)]
+        # Prices in whole units of which a nano-dollar has so many: exact, without the cost of fractions.
+        self._units_per_nusd = math.lcm(*(price.denominator for price in prices))
+        units = [int(price * self._units_per_nusd) for price in prices]
+        self._input_price, self._output_price = units[::2], units[1::2]
 
     def embed(self, text: str) -> NDArray[np.float32]:
         """[1, D]; may block on a network embedder."""
@@ -95,40 +97,38 @@ class Router:
         Raises BudgetExhaustedError when not even one token of any model can be paid.
         """
         catalog, remaining_nusd = self.artefact.catalog, account.remaining_nusd
-        queries = Queries(embedding, np.array([prompt.task_type]), np.array([prompt.tokens]))
-        summary = self.artefact.estimator.features.summary(queries)
-        estimates = self.artefact.estimator.predict_from(summary, queries, catalog)
+        outlook = self._policy.outlook(self._turn(embedding, account, prompt))
         clamps = self.clamps(prompt.tokens_bound, max_tokens, remaining_nusd)
         if not any(clamps):
             raise exhausted(account, min(self.worst_case_nusd(k, prompt.tokens_bound, 1) for k in range(len(catalog))))
-        high_usd = estimates.cost_high_usd[0]
-        allowed = self._allowed(estimates, clamps, remaining_nusd)
-        penalty = self.artefact.penalty(float(to_usd(account.budget_nusd)))
-        values = self.artefact.network.values(self.state(estimates, summary, account))
-        q_values = values.q_values(penalty)
-        action = int(lambda_greedy(q_values, estimates.cost_usd, allowed[None], lambda_per_usd)[0])
+        allowed = _allowed(outlook, clamps, remaining_nusd / NUSD_PER_USD)
+        penalty = self.artefact.penalty(account.budget_nusd / NUSD_PER_USD)
+        q_values = outlook.q_values(penalty)
+        action = lambda_greedy(q_values, outlook.cost_usd, allowed, lambda_per_usd)
         return Decision(
             model=catalog.names[action],
             action=action,
             lambda_per_usd=lambda_per_usd,
             bankruptcy_penalty=penalty,
-            q_values=dict(zip(catalog.names, q_values[0].tolist(), strict=True)),
-            bankruptcy=dict(zip(catalog.names, values.bankruptcy[0].tolist(), strict=True)),
-            predicted_cost_usd=dict(zip(catalog.names, estimates.cost_usd[0].tolist(), strict=True)),
-            masked=self._reasons(allowed, clamps, high_usd, prompt.tokens_bound, remaining_nusd),
+            q_values=dict(zip(catalog.names, q_values, strict=True)),
+            bankruptcy=dict(zip(catalog.names, outlook.bankruptcy, strict=True)),
+            predicted_cost_usd=dict(zip(catalog.names, outlook.cost_usd, strict=True)),
+            masked=self._reasons(allowed, clamps, outlook.cost_high_usd, prompt.tokens_bound, remaining_nusd),
             max_tokens=clamps[action],
             reserve_nusd=self.worst_case_nusd(action, prompt.tokens_bound, clamps[action]),
             policy_version=self.version,
-            summary=tuple(summary[0].tolist()),
+            summary=tuple(outlook.summary),
         )
 
-    def state(self, estimates: Estimates, summary: NDArray[np.float32], account: Account) -> NDArray[np.float32]:
-        """[1, state_dim] of this turn, exactly as training encodes it."""
-        num_turns, summary_sum = _read_context(account.context, summary.shape[1])
-        history = ((summary_sum + summary) / (num_turns + 1)).astype(np.float32)
-        remaining_usd = np.array([to_usd(account.remaining_nusd)])
-        return encode_state(
-            self.artefact.layout, TurnFeatures(estimates, history), remaining_usd, np.array([num_turns])
+    def _turn(self, embedding: NDArray[np.float32], account: Account, prompt: Prompt) -> Turn:
+        num_turns, summary_sum = _read_context(account.context, self.artefact.layout.summary_width)
+        return Turn(
+            embedding=embedding[0],
+            task_type=prompt.task_type,
+            prompt_tokens=prompt.tokens,
+            remaining_usd=account.remaining_nusd / NUSD_PER_USD,
+            num_earlier=num_turns,
+            earlier_summary=summary_sum,
         )
 
     def clamps(self, prompt_tokens: int, max_tokens: int | None, remaining_nusd: int) -> list[int]:
@@ -138,39 +138,33 @@ class Router:
 
     def _clamp(self, action: int, prompt_tokens: int, asked: int, remaining_nusd: int) -> int:
         limit = self.artefact.catalog.models[action].max_output_tokens or asked
-        left_nusd = remaining_nusd - prompt_tokens * self._input_price[action]
-        if left_nusd < 0:
+        left = remaining_nusd * self._units_per_nusd - prompt_tokens * self._input_price[action]
+        if left < 0:
             return 0
         price = self._output_price[action]
-        return min(asked, limit, math.floor(left_nusd / price)) if price else min(asked, limit)
+        return min(asked, limit, left // price) if price else min(asked, limit)
 
     def worst_case_nusd(self, action: int, prompt_tokens: int, completion_tokens: int) -> int:
         """Price of a call in nano-dollars, rounded up; exact."""
-        return math.ceil(prompt_tokens * self._input_price[action] + completion_tokens * self._output_price[action])
+        units = prompt_tokens * self._input_price[action] + completion_tokens * self._output_price[action]
+        return -(-units // self._units_per_nusd)
 
     def cost_nusd(self, action: int, prompt_tokens: int, completion_tokens: int) -> int:
         """True cost of a call, priced as the training logs are."""
         return int(to_nusd(self.artefact.catalog.cost_usd(action, prompt_tokens, completion_tokens)))
 
-    def _allowed(self, estimates: Estimates, clamps: list[int], remaining_nusd: int) -> BoolArray:
-        """[K]: affordable among the models that can be paid at all; a free model's cost of 0 always fits."""
-        payable = np.array(clamps) > 0
-        mean_usd, high_usd = (
-            np.where(payable, cost_usd, np.inf) for cost_usd in (estimates.cost_usd, estimates.cost_high_usd)
-        )
-        allowed: BoolArray = affordable(mean_usd, high_usd, np.array([to_usd(remaining_nusd)]))[0]
-        return allowed
-
     def _reasons(
         self,
-        allowed: BoolArray,
+        allowed: list[bool],
         clamps: list[int],
-        high_usd: NDArray[np.floating[Any]],
+        high_usd: list[float],
         prompt_tokens: int,
         remaining_nusd: int,
     ) -> dict[str, str]:
         reasons = {}
-        for action in np.flatnonzero(~allowed).tolist():
+        for action in range(len(allowed)):
+            if allowed[action]:
+                continue
             if clamps[action]:
                 why = f"high quantile of its predicted cost ${high_usd[action]:.9f}"
             else:
@@ -184,11 +178,20 @@ def _nusd_per_token(usd_per_m: float) -> Fraction:
     return Fraction(f"{usd_per_m:.12g}") * 1000
 
 
-def _read_context(context: Mapping[str, Any], width: int) -> tuple[int, NDArray[np.float64]]:
+def _allowed(outlook: Outlook, clamps: list[int], remaining_usd: float) -> list[bool]:
+    """[K]: affordable among the models that can be paid at all; a free model's cost of 0 always fits."""
+    mean_usd, high_usd = (
+        [usd if clamp else math.inf for usd, clamp in zip(costs_usd, clamps, strict=True)]
+        for costs_usd in (outlook.cost_usd, outlook.cost_high_usd)
+    )
+    return affordable(mean_usd, high_usd, remaining_usd)
+
+
+def _read_context(context: Mapping[str, Any], width: int) -> tuple[int, list[float]]:
     """num_turns and summary_sum [width]; those of a first turn when the context is empty."""
     if not context:
-        return 0, np.zeros(width)
-    summary_sum = np.array(context.get("summary_sum", ()), dtype=np.float64)
+        return 0, [0.0] * width
+    summary_sum: list[float] = context.get("summary_sum", [])
     if len(summary_sum) != width:
         raise ArtefactError(
             f"this session was begun under a policy of {len(summary_sum)} summary features, this one has {width}; "
@@ -200,4 +203,5 @@ def _read_context(context: Mapping[str, Any], width: int) -> tuple[int, NDArray[
 def advance(context: Mapping[str, Any], decision: Decision) -> dict[str, Any]:
     """The session's context after this turn."""
     num_turns, summary_sum = _read_context(context, len(decision.summary))
-    return {"num_turns": num_turns + 1, "summary_sum": (summary_sum + np.array(decision.summary)).tolist()}
+    total = [before + now for before, now in zip(summary_sum, decision.summary, strict=True)]
+    return {"num_turns": num_turns + 1, "summary_sum": total}

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -63,13 +63,13 @@ def test_the_reservation_fits_into_what_remains(embedder: WordLlamaEmbedder, rem
 
 @dataclass(frozen=True)
 class RecordingNetwork(QNetwork):
-    """Remembers every state that it was asked about."""
+    """Remembers everything that it answered."""
 
-    asked: list[NDArray[np.float32]] = field(default_factory=list)
+    answers: list[Values] = field(default_factory=list)
 
     def values(self, state: NDArray[np.float32]) -> Values:
-        self.asked.append(state)
-        return super().values(state)
+        self.answers.append(super().values(state))
+        return self.answers[-1]
 
 
 def one_session(catalog: Catalog, embedding: NDArray[np.float32]) -> Sessions:
@@ -97,18 +97,18 @@ def one_session(catalog: Catalog, embedding: NDArray[np.float32]) -> Sessions:
 
 
 @pytest.mark.parametrize("lambda_per_usd", [0.0, 100.0])
-def test_a_served_session_has_the_states_and_actions_of_its_replay(
+def test_a_served_session_has_the_values_and_actions_of_its_replay(
     embedder: WordLlamaEmbedder, lambda_per_usd: float
 ) -> None:
     artefact, budget_nusd = random_artefact(trio()), 20_000_000
     sessions = one_session(artefact.catalog, embedder.embed(QUESTIONS))
-    replayed, served = (RecordingNetwork(**vars(artefact.network)) for _ in range(2))
+    replayed = RecordingNetwork(**vars(artefact.network))
     result = replay(
         QPolicy(replayed, artefact.risk, lambda_per_usd),
         ReplayData.prepare(sessions, artefact.estimator, artefact.layout),
         np.array([budget_nusd]),
     )
-    router, context, spent_nusd, actions = Router(replace(artefact, network=served), embedder), dict[str, Any](), 0, []
+    router, context, spent_nusd, decisions = Router(artefact, embedder), dict[str, Any](), 0, list[Decision]()
     for row, tokens in enumerate(sessions.prompt_tokens.tolist()):
         decision = router.choose(
             sessions.embedding[row : row + 1].astype(np.float32),
@@ -118,12 +118,15 @@ def test_a_served_session_has_the_states_and_actions_of_its_replay(
             lambda_per_usd,
         )
         assert decision.bankruptcy_penalty == artefact.penalty(budget_nusd / 1e9)
-        actions.append(decision.action)
+        decisions.append(decision)
         spent_nusd += int(sessions.outcome_cost_nusd[row, decision.action])
         context = advance(context, decision)
     assert not result.bankrupt.any()
-    assert actions == result.action.tolist()
-    np.testing.assert_allclose(np.concatenate(served.asked), np.concatenate(replayed.asked), rtol=1e-5, atol=1e-6)
+    assert [decision.action for decision in decisions] == result.action.tolist()
+    penalty = artefact.penalty(budget_nusd / 1e9)
+    for decision, values in zip(decisions, replayed.answers, strict=True):
+        np.testing.assert_allclose(list(decision.q_values.values()), values.q_values(penalty)[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(list(decision.bankruptcy.values()), values.bankruptcy[0], rtol=1e-5, atol=1e-5)
 
 
 def test_the_cost_is_predicted_from_the_typical_prompt_and_reserved_from_its_bound(embedder: WordLlamaEmbedder) -> None:
