@@ -35,7 +35,8 @@ from seqroute_ray.quickstart import Folders, QuickstartConfig, sample_and_import
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.training.config import CqlConfig
 from seqroute_ray.training.cql import Heads
-from seqroute_ray.training.reader import Batch, RelabeledData
+from seqroute_ray.training.reader import Batch
+from seqroute_ray.training.relabeled import RelabeledData
 from seqroute_ray.training.train import bankruptcy_penalty, train_network
 
 RISKS = (0.5, 2.0, 5.0, 20.0)  # prices of a bankruptcy, in turns of full quality

@@ -11,11 +11,12 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 
 from seqroute_ray.core.dataset import Dataset
-from seqroute_ray.core.errors import DataError
+from seqroute_ray.core.errors import ConfigError, DataError
 from seqroute_ray.core.hbr import HbrConfig, relabel
 from seqroute_ray.core.mdp import affordable, encode_state
 from seqroute_ray.core.money import to_usd
-from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, RelabeledData, ShuffledRows
+from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, ShuffledRows
+from seqroute_ray.training.relabeled import RelabeledData
 from tests.support import make_estimator, make_layout, make_sessions, make_turns
 
 REFERENCE_USD = 0.02
@@ -122,7 +123,7 @@ def test_a_dataset_without_transitions_is_refused() -> None:
 
 
 def shares_of(data: RelabeledData, num_shards: int, seed: int = 0) -> list[ShuffledRows]:
-    reference = ray.put(data)
+    reference = ray.put(lambda: data)
     return [ShuffledRows(reference, len(data), shard, num_shards, seed) for shard in range(num_shards)]
 
 
@@ -155,5 +156,5 @@ def test_batches_that_the_data_cannot_fill_are_refused() -> None:
     data = RelabeledData.of(make_dataset())
     share = shares_of(data, num_shards=2)[0]
     assert len(epoch_of(share.iter_torch_batches(batch_size=len(data) // 2))) == len(data) // 2
-    with pytest.raises(DataError, match=f"needs more than the {len(data)} transitions there are; lower --batch-size"):
+    with pytest.raises(ConfigError, match=f"needs more than the {len(data)} transitions there are; lower the batch"):
         share.iter_torch_batches(batch_size=len(data) // 2 + 1)
