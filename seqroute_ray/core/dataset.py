@@ -77,6 +77,11 @@ class DatasetHeader:
     estimator: OutcomeEstimator
     manifest: dict[str, Any]
 
+    @property
+    def bankruptcy_penalty(self) -> float:
+        """What its rewards take off for a bankruptcy, in turns of full quality."""
+        return float(self.manifest["configs"]["hbr"]["bankruptcy_penalty"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(DatasetHeader):

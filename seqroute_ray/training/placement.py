@@ -13,7 +13,7 @@ TIMEOUT_S = 20.0  # for resources that others may give back
 WAY_OUT = "lower num_learners or num_gpus_per_learner, or add nodes"
 
 
-def check_placement(config: Any) -> None:
+def check_placement(config: Any, timeout_s: float = TIMEOUT_S) -> None:
     """Raises ConfigError, within half a minute, naming what the learners of an AlgorithmConfig lack.
 
     A trial of Ray Tune is left alone: its resources are there before it starts.
@@ -39,10 +39,10 @@ def check_placement(config: Any) -> None:
         raise ConfigError(f"{asked} need {_words(lacking)}, the cluster has {has}; {WAY_OUT}")
     group = placement_group([each] * config.num_learners)
     try:
-        if not group.wait(TIMEOUT_S):
+        if not group.wait(timeout_s):
             free = _words({name: ray.available_resources().get(name, 0) for name in each})
             raise ConfigError(
-                f"{asked} found no room within {TIMEOUT_S:g} s: free are {free}, and one learner must fit on one node; "
+                f"{asked} found no room within {timeout_s:g} s: free are {free}, and one learner must fit on one node; "
                 f"{WAY_OUT}, or wait for other work to end"
             )
         if num_gpus:

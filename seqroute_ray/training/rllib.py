@@ -219,6 +219,10 @@ class DiscreteCQLConfig(DQNConfig):
                 setattr(self, name, value)
         return self
 
+    def get_state(self) -> dict[str, Any]:
+        # RLlib drops what is -1 for a deprecated setting: validate would see the default in its place.
+        return {**super().get_state(), **{name: getattr(self, name) for name in ("cql_alpha", "td_weight", "tau")}}
+
     def rows_opener(self) -> Callable[[], BatchSource]:
         """A function that opens the data; cheap to ship when they are a path."""
         return self.source_fn or partial(open_source, self.input_, self.memory_mb, self.input_read_schema)

@@ -38,22 +38,32 @@ TUNE_PART = "tune_part"  # where an iteration's result holds the figures of Eval
 METRIC = "aiq"  # what tells the best checkpoint
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run made."""
+
+    artefact: PolicyArtefact
+    num_steps: int  # gradient steps of the checkpoint that became the policy
+    checkpoints: Checkpoints
+    metrics: dict[str, float]  # of that checkpoint on the tune part
+
+
 def train(
     config: TrainConfig,
     progress: Progress = lambda _done, _total, _losses: None,
     evaluate: Evaluate | None = None,
-) -> PolicyArtefact:
+) -> Trained:
     """Train, or go on from a checkpoint, and save. Ray must be initialised.
 
-    evaluate: called at every checkpoint; the checkpoint of the highest METRIC becomes the policy. Raises DataError,
-    ConfigError.
+    evaluate: called at every checkpoint, and the checkpoint of the highest METRIC becomes the policy; it judges by
+    config.tune_sessions. Raises DataError, ConfigError.
     """
     header = read_header(config.dataset)
     checkpoints = checkpoints_of(config, header)
     if not config.resume:
         checkpoints.delete()
     open_rows = partial(open_dataset, config.dataset, config.cql.sampling, config.cql.memory_mb)
-    settings = algorithm_config(open_rows, config.cql, bankruptcy_penalty(header))
+    settings = algorithm_config(open_rows, config.cql, header.bankruptcy_penalty)
     if evaluate is not None:
         settings.callbacks(on_train_result=EvaluateEvery(evaluate, config.checkpoint_every, config.cql.num_steps))
     with running(settings) as algorithm:
@@ -62,16 +72,16 @@ def train(
             algorithm.restore_from_path(newest.path.absolute())
             logger.info("event=resumed checkpoint=%s num_steps=%d", newest.path, newest.num_steps)
         run(algorithm, config, checkpoints, progress)
-        best = checkpoints.best
-        if best is not None and best.num_steps != algorithm.num_steps:
-            algorithm.restore_from_path(best.path.absolute())
+        chosen = checkpoints.best or checkpoints.newest
+        if chosen is not None and chosen.num_steps != algorithm.num_steps:
+            algorithm.restore_from_path(chosen.path.absolute())
         network, num_steps = algorithm.network(), algorithm.num_steps
     if not isinstance(network, ActionValueNetwork):
         raise TypeError(f"a relabeled dataset trains an ActionValueNetwork, got {type(network).__name__}")
     artefact = make_artefact(header, to_numpy(network), config.cql)
     artefact.save(config.out)
     logger.info("event=trained policy=%s num_steps=%d", artefact.version, num_steps)
-    return artefact
+    return Trained(artefact, num_steps, checkpoints, {} if chosen is None else chosen.metrics)
 
 
 def run(algorithm: DiscreteCQL, config: TrainConfig, checkpoints: Checkpoints, progress: Progress) -> None:
@@ -126,11 +136,6 @@ def checkpoints_of(config: TrainConfig, header: DatasetHeader) -> Checkpoints:
     return Checkpoints.beside(config.out, identity, config.keep_checkpoints, METRIC)
 
 
-def bankruptcy_penalty(dataset: DatasetHeader) -> float:
-    """What the dataset's rewards take off for a bankruptcy."""
-    return float(dataset.manifest["configs"]["hbr"]["bankruptcy_penalty"])
-
-
 def make_artefact(dataset: DatasetHeader, network: QNetwork, config: CqlConfig) -> PolicyArtefact:
     configs: dict[str, Any] = {**dataset.manifest["configs"], "cql": asdict(config)}
     configs["mean_cost_usd"] = dataset.manifest["mean_cost_usd"]
@@ -140,7 +145,7 @@ def make_artefact(dataset: DatasetHeader, network: QNetwork, config: CqlConfig) 
         layout=dataset.layout,
         estimator=dataset.estimator,
         network=network,
-        risk=RiskPrices((1.0,), (bankruptcy_penalty(dataset),)),
+        risk=RiskPrices((1.0,), (dataset.bankruptcy_penalty,)),
         configs=configs,
         data_fingerprint=dataset.manifest["data_fingerprint"],
     )

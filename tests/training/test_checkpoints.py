@@ -85,7 +85,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     toy_dataset: RelabelReport, ray_cluster: str, tmp_path: Path
 ) -> None:
     dataset = Path(toy_dataset.out)
-    whole = train(config_of(dataset, tmp_path / "whole"))
+    whole = train(config_of(dataset, tmp_path / "whole")).artefact
     config = config_of(dataset, tmp_path / "killed")
     checkpoints = checkpoints_of(config, read_header(dataset))
     code = "import ray, sys; from tests.training.test_checkpoints import config_of, train; from pathlib import Path; "
@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert newest.num_steps < CQL.num_steps
     assert not config.out.exists()
     done_before: list[int] = []
-    resumed = train(config, lambda done, _total, _losses: done_before.append(done))
+    resumed = train(config, lambda done, _total, _losses: done_before.append(done)).artefact
     assert done_before[0] == newest.num_steps + 250
     assert resumed.version == whole.version  # a hash of all weights
     for name, array in whole.network.arrays().items():
@@ -118,7 +118,7 @@ def test_a_finished_run_is_not_trained_again_unless_asked(toy_dataset: RelabelRe
 
     def run(config: TrainConfig) -> tuple[str, int]:
         steps.clear()
-        return train(config, lambda done, _total, _losses: steps.append(done)).version, len(steps)
+        return train(config, lambda done, _total, _losses: steps.append(done)).artefact.version, len(steps)
 
     version, _ = run(config)
     assert run(config) == (version, 0)

@@ -57,7 +57,7 @@ def test_cql_reaches_95_percent_of_the_exact_optimum_and_cloning_does_not(
     toy_dataset: RelabelReport, policy: PolicyArtefact, tmp_path: Path
 ) -> None:
     cloning = replace(CQL, td_weight=0.0, cql_alpha=1.0)
-    cloned = train(TrainConfig(dataset=Path(toy_dataset.out), out=tmp_path, cql=cloning))
+    cloned = train(TrainConfig(dataset=Path(toy_dataset.out), out=tmp_path, cql=cloning)).artefact
     assert min(shares_of_optimum(policy)) >= 0.95
     assert max(shares_of_optimum(cloned)) < 0.95
 
@@ -144,5 +144,5 @@ def test_an_epoch_goes_on_over_training_iterations_and_the_next_is_in_another_or
 
 def test_one_remote_learner_trains_as_well(toy_dataset: RelabelReport, tmp_path: Path) -> None:
     remote = replace(CQL, num_learners=1, num_steps=100)
-    artefact = train(TrainConfig(dataset=Path(toy_dataset.out), out=tmp_path, cql=remote))
+    artefact = train(TrainConfig(dataset=Path(toy_dataset.out), out=tmp_path, cql=remote)).artefact
     assert PolicyArtefact.load(tmp_path).version == artefact.version
