@@ -189,10 +189,15 @@ def read_shards(
     """
     folder, first_row = Folder.at(location), 0
     for shard in manifest["shards"]:
-        turns, difficulty = read_turns(folder, shard)
-        rows = read_transitions(folder, shard)
-        yield turns, difficulty, replace(rows, turn_row=rows.turn_row.astype(np.int64) + first_row)
-        first_row += len(turns)
+        yield _read_shard(folder, shard, first_row)  # no name: the next shard is read when this one may be forgotten
+        first_row += shard["num_turns"]
+
+
+def _read_shard(
+    folder: Folder, shard: Mapping[str, Any], first_row: int
+) -> tuple[TurnFeatures, NDArray[np.int8], Transitions]:
+    rows = read_transitions(folder, shard)
+    return *read_turns(folder, shard), replace(rows, turn_row=rows.turn_row.astype(np.int64) + first_row)
 
 
 def read_dataset(location: Location) -> Dataset:

@@ -207,6 +207,7 @@ def _write_row_files(location: Location, manifest: Mapping[str, Any], num_models
             for s, file in enumerate(by_stratum):
                 file.write((np.flatnonzero(stratum == s) + first_row).tobytes())
             first_turn, first_row = first_turn + len(turns), first_row + len(t)
+            del turns, difficulty, t, stratum  # before the next shard is read
     if first_row == 0:
         raise DataError(NO_TRANSITIONS)
 

@@ -1,13 +1,14 @@
-"""Tables of fixed-width rows in memory-mapped files: made once for a dataset, shared by every process of a machine.
+"""Tables of fixed-width rows in files: made once for a dataset, shared by every process of a machine.
 
-What is read comes into memory page by page and leaves it again when a budget is reached, so a table may be larger
-than memory; a table within the budget stays there.
+A table within a budget is mapped into memory, once for all processes; of one beyond it only the rows asked for are
+read, so it may be larger than memory (the system keeps what it has room for in its cache).
 """
 
 import mmap
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,30 +24,31 @@ class RowFile:
     """The rows of one file, each of one dtype; a field of it may be an array."""
 
     def __init__(self, path: Path, dtype: DTypeLike, memory_mb: float) -> None:
-        self._place = (path, dtype, memory_mb)
-        self._limit, self._touched, size = memory_mb * 2**20, 0, path.stat().st_size
-        self._map: mmap.mmap | None = None
-        buffer: Any = b""
-        if size:  # an empty file cannot be mapped
-            with path.open("rb") as file:
-                self._map = buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._rows: NDArray[Any] = np.frombuffer(buffer, dtype=dtype)
+        self._place, self._dtype = (path, dtype, memory_mb), np.dtype(dtype)
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._num_rows = path.stat().st_size // self._dtype.itemsize
+        self._mapped: NDArray[Any] | None = None
+        if 0 < self._num_rows * self._dtype.itemsize <= memory_mb * 2**20:
+            mapping = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+            self._mapped = np.frombuffer(mapping, dtype=dtype)
+        else:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead of what is asked for
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RowFile, self._place
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._num_rows
 
     def take(self, rows: IntArray) -> NDArray[Any]:
         """A copy of some rows."""
-        taken = self._rows[rows]
-        self._touched += len(rows) * max(mmap.PAGESIZE, self._rows.itemsize)  # at worst, each row on a page of its own
-        if self._map is not None and self._touched > self._limit:
-            self._touched = 0
-            if self._rows.nbytes > self._limit:
-                self._map.madvise(mmap.MADV_DONTNEED)  # the file's pages stay in the system's cache while there is room
-        return taken
+        if self._mapped is not None:
+            return self._mapped[rows]
+        # Not by a map: the kernel maps up to megabytes around a row, and counts them as this process's memory.
+        file, size = self._descriptor, self._dtype.itemsize
+        content = b"".join(os.pread(file, size, row * size) for row in rows.tolist())
+        return np.frombuffer(bytearray(content), dtype=self._dtype)
 
 
 def made_once(key: str, make: Callable[[Path], None]) -> Path:
