@@ -117,6 +117,15 @@ def test_what_cannot_be_is_refused_before_anything_is_built(chain: Path) -> None
         config_of(chain, 1).environment(action_space=gym.spaces.Discrete(1)).build_algo()
 
 
+def test_a_loss_that_explodes_is_an_error(chain: Path) -> None:
+    algorithm = config_of(chain, 200, lr=1e18, grad_clip=None).build_algo()
+    try:
+        with pytest.raises(DataError, match=r"the loss is (nan|inf) after 200 gradient steps; lower lr"):
+            algorithm.train()
+    finally:
+        algorithm.stop()
+
+
 def test_masked_actions_are_neither_bootstrapped_from_nor_pushed_down(chain: Path, tmp_path: Path) -> None:
     table = pq.read_table(chain)
     right_only = np.tile([False, True], (len(table), 1)).tolist()
