@@ -32,6 +32,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from seqroute_ray.core.errors import ConfigError, DataError
+from seqroute_ray.core.storage import absolute
 from seqroute_ray.training.config import CqlConfig
 from seqroute_ray.training.cql import ActionValueNetwork, Heads, PlainNetwork, cql_loss, make_network, td_targets
 from seqroute_ray.training.placement import check_placement
@@ -228,8 +229,14 @@ class DiscreteCQLConfig(DQNConfig):
         return {**super().get_state(), **{name: getattr(self, name) for name in ("cql_alpha", "td_weight", "tau")}}
 
     def rows_opener(self) -> Callable[[], BatchSource]:
-        """A function that opens the data; cheap to ship when they are a path."""
-        return self.source_fn or partial(open_source, self.input_, self.memory_mb, self.input_read_schema)
+        """A function that opens the data; cheap to ship when they are a path. Raises ConfigError when there are none."""
+        if self.source_fn is not None:
+            return self.source_fn
+        if not isinstance(self.input_, str) or self.input_ == "sampler":
+            raise ConfigError(
+                f"input_ must be one path of a file or a folder, got {self.input_!r}; call .offline_data(input_=PATH)"
+            )
+        return partial(open_source, absolute(self.input_), self.memory_mb, self.input_read_schema)
 
     def validate(self) -> None:
         """Reads the spaces off the data. Raises ConfigError, DataError before anything is built."""

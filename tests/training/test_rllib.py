@@ -108,6 +108,8 @@ def test_what_cannot_be_is_refused_before_anything_is_built(chain: Path) -> None
     ):
         with pytest.raises(error, match=words):
             config_of(chain, 1, **settings).build_algo()
+    with pytest.raises(ConfigError, match="input_ must be one path of a file or a folder, got 'sampler'"):
+        DiscreteCQLConfig().build_algo()
     with pytest.raises(DataError, match="no Parquet files here"):
         config_of(chain / "none", 1).build_algo()
     box = gym.spaces.Box(-1, 1, (3,))
