@@ -229,7 +229,7 @@ class DiscreteCQLConfig(DQNConfig):
         return {**super().get_state(), **{name: getattr(self, name) for name in ("cql_alpha", "td_weight", "tau")}}
 
     def rows_opener(self) -> Callable[[], BatchSource]:
-        """A function that opens the data; cheap to ship when they are a path. Raises ConfigError when there are none."""
+        """A function that opens the data, cheap to ship when they are a path. Raises ConfigError when there is none."""
         if self.source_fn is not None:
             return self.source_fn
         if not isinstance(self.input_, str) or self.input_ == "sampler":
