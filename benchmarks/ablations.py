@@ -35,8 +35,9 @@ from seqroute_ray.quickstart import Folders, QuickstartConfig, sample_and_import
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.training.config import CqlConfig
 from seqroute_ray.training.cql import Heads
-from seqroute_ray.training.reader import Batch, RelabeledData
-from seqroute_ray.training.train import bankruptcy_penalty, train_network
+from seqroute_ray.training.reader import Batch
+from seqroute_ray.training.relabeled import RelabeledData
+from seqroute_ray.training.train import train_network
 
 RISKS = (0.5, 2.0, 5.0, 20.0)  # prices of a bankruptcy, in turns of full quality
 ONE_BUDGET = 0.35  # of the reference cost: the only one, without hindsight relabeling
@@ -179,7 +180,7 @@ def run_seed(settings: Settings, shared: Folders, seed: int) -> dict[str, list[M
     results = {}
     for name, (source, cql) in variants(folders.dataset, one_budget, read_sessions(shared.sessions("fit"))).items():
         console.print(f"seed {seed}: train {name}")
-        network = train_network(source, replace(cql, seed=seed), bankruptcy_penalty(dataset), lambda *_: None)
+        network = train_network(source, replace(cql, seed=seed), dataset.bankruptcy_penalty, lambda *_: None)
         raw, blank = source.embedding is not None, source.blank
         make: Callable[[float], VariantPolicy] = lambda risk: VariantPolicy(network, blank, raw, risk)  # noqa: B023, E731
         results[name] = figures(settings, make, tune, test)

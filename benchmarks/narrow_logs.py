@@ -34,7 +34,8 @@ from seqroute_ray.core.money import to_nusd
 from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.training.config import CqlConfig
 from seqroute_ray.training.cql import Heads, cql_loss, make_network, td_targets
-from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, RelabeledData
+from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED
+from seqroute_ray.training.relabeled import RelabeledData
 from seqroute_ray.training.train import Network
 
 NUM_SESSIONS = 1000
@@ -141,12 +142,12 @@ def estimate(mdp: BudgetMdp, turn_type: IntArray, action: IntArray, quality: NDA
 
 
 def fit(log: Log, learner: Learner, settings: Settings, seed: int) -> Network:
-    """The recipe's network and loss, as DiscreteCQLLearner has them, on tensors in memory."""
+    """The recipe's network and loss on tensors in memory; the conservative term goes over all models, affordable or not."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     data = RelabeledData(log.layout, log.features(log.turn_type), log.transitions)
     columns = {name: torch.from_numpy(values) for name, values in data.batch(np.arange(len(data))).items()}
-    settings_of_network = {**data.network, "hidden": CQL.hidden, "risk_hidden": CQL.risk_hidden}
+    settings_of_network = {**data.network, "fcnet_hiddens": CQL.hidden, "risk_hidden": CQL.risk_hidden}
     network = make_network(data.state_dim, data.num_actions, settings_of_network)
     target = deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.Adam(network.parameters(), lr=CQL.lr)

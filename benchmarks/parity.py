@@ -33,7 +33,8 @@ from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.training.config import CqlConfig
 from seqroute_ray.training.cql import Heads
-from seqroute_ray.training.reader import NEXT_ALLOWED, Batch, RelabeledData
+from seqroute_ray.training.reader import ALLOWED, NEXT_ALLOWED, Batch
+from seqroute_ray.training.relabeled import RelabeledData
 from seqroute_ray.training.train import train_network
 
 LOGS = ((DEAREST, 1.0), (MIDDLE, 0.1))  # a uniform log and a narrow one
@@ -58,7 +59,7 @@ class PlainData(RelabeledData):
 
     def batch(self, rows: IntArray) -> Batch:
         batch = super().batch(rows)
-        return {**batch, NEXT_ALLOWED: np.ones_like(batch[NEXT_ALLOWED])}
+        return {**batch, **{name: np.ones_like(batch[name]) for name in (ALLOWED, NEXT_ALLOWED)}}
 
 
 def cql_config(settings: Settings, seed: int) -> CqlConfig:

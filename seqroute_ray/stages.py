@@ -3,8 +3,11 @@
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seqroute_ray.core.dataset import read_header
+from seqroute_ray.core.storage import Location
 from seqroute_ray.data.importer import ImportConfig, check, import_logs
 from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
 from seqroute_ray.data.tries import Done
@@ -16,6 +19,7 @@ from seqroute_ray.training.config import TrainConfig
 
 if TYPE_CHECKING:  # evaluating loads much that other stages do not need
     from seqroute_ray.evaluation.evaluate import Kept
+    from seqroute_ray.evaluation.tune_part import TunePart
 
 Result = dict[str, Any]
 
@@ -53,12 +57,31 @@ def train(config: TrainConfig) -> Result:
     from seqroute_ray.training import train as training
 
     title = "train, steps" if config.cql.td_weight else "train (behaviour cloning), steps"
+    evaluate = None if config.tune_sessions is None else tune_part(config.dataset, config.tune_sessions)
     with ray_session(), bar(title) as update:
-        artefact = training.train(
+        trained = training.train(
             config,
             lambda done, total, losses: update(done, total, " ".join(f"{k}={v:.4f}" for k, v in losses.items())),
+            evaluate,
         )
-    return {"policy_dir": str(config.out), "policy_version": artefact.version, "num_steps": config.cql.num_steps}
+    return {
+        "policy_dir": str(config.out),
+        "policy_version": trained.artefact.version,
+        "num_steps": trained.num_steps,
+        "checkpoints_dir": str(trained.checkpoints.folder),
+        **trained.metrics,
+    }
+
+
+def tune_part(dataset: Location, sessions: Path) -> "TunePart":
+    """What judges a network in training. Raises DataError when the sessions do not fit the dataset."""
+    from seqroute_ray.evaluation.tune_part import TunePart
+
+    header = read_header(dataset)
+    penalty = header.bankruptcy_penalty
+    part = TunePart(sessions, header.catalog, header.estimator, header.layout, penalty)
+    part.data  # noqa: B018 - sessions that cannot be replayed are an error before the training
+    return part
 
 
 def calibrate(config: CalibrateConfig) -> Result:

@@ -11,7 +11,7 @@ A shard is a fixed run of sessions and its files depend on nothing else: however
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 from zipfile import BadZipFile
@@ -67,18 +67,29 @@ _DELTA = [field.name for field in TRANSITION_SCHEMA if pa.types.is_integer(field
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A relabeled dataset in memory."""
+@dataclass(frozen=True, kw_only=True)
+class DatasetHeader:
+    """A relabeled dataset without its rows."""
 
     catalog: Catalog
     embedder: str
     layout: StateLayout
     estimator: OutcomeEstimator
+    manifest: dict[str, Any]
+
+    @property
+    def bankruptcy_penalty(self) -> float:
+        """What its rewards take off for a bankruptcy, in turns of full quality."""
+        return float(self.manifest["configs"]["hbr"]["bankruptcy_penalty"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(DatasetHeader):
+    """A relabeled dataset in memory."""
+
     turns: TurnFeatures  # [N] of every turn, cross-fitted
     difficulty: NDArray[np.int8]  # [N] of the turns; see strata.py
     transitions: Transitions  # turn_row counts the turns of all shards
-    manifest: dict[str, Any]
 
 
 def part_name(shard: Mapping[str, Any]) -> str:
@@ -162,26 +173,47 @@ def read_manifest(location: Location) -> dict[str, Any]:
     return manifest
 
 
-def read_dataset(location: Location) -> Dataset:
-    """Read a finished dataset. Raises DataError naming the file that is missing or damaged."""
-    manifest, folder = read_manifest(location), Folder.at(location)
-    turns, difficulty, transitions, first_row = [], [], [], 0
-    for shard in manifest["shards"]:
-        features, hard = read_turns(folder, shard)
-        turns.append(features)
-        difficulty.append(hard)
-        rows = read_transitions(folder, shard)
-        transitions.append(replace(rows, turn_row=rows.turn_row.astype(np.int64) + first_row))
-        first_row += len(turns[-1])
-    return Dataset(
+def read_header(location: Location) -> DatasetHeader:
+    """All of a finished dataset but its rows. Raises DataError naming the file that is missing or damaged."""
+    manifest = read_manifest(location)
+    return DatasetHeader(
         catalog=Catalog.from_json(manifest["catalog"]),
         embedder=manifest["embedder"],
         layout=StateLayout.from_json(manifest["layout"]),
-        estimator=read_estimator(folder, manifest["estimator_sha256"]),
+        estimator=read_estimator(Folder.at(location), manifest["estimator_sha256"]),
+        manifest=manifest,
+    )
+
+
+def read_shards(
+    location: Location, manifest: Mapping[str, Any]
+) -> Iterator[tuple[TurnFeatures, NDArray[np.int8], Transitions]]:
+    """Turns, their difficulty and transitions, shard by shard; turn_row counts the turns of all shards.
+
+    Raises DataError as read_header.
+    """
+    folder, first_row = Folder.at(location), 0
+    for shard in manifest["shards"]:
+        yield _read_shard(folder, shard, first_row)  # no name: the next shard is read when this one may be forgotten
+        first_row += shard["num_turns"]
+
+
+def _read_shard(
+    folder: Folder, shard: Mapping[str, Any], first_row: int
+) -> tuple[TurnFeatures, NDArray[np.int8], Transitions]:
+    rows = read_transitions(folder, shard)
+    return *read_turns(folder, shard), replace(rows, turn_row=rows.turn_row.astype(np.int64) + first_row)
+
+
+def read_dataset(location: Location) -> Dataset:
+    """Read a finished dataset. Raises DataError as read_header."""
+    header = read_header(location)
+    turns, difficulty, transitions = zip(*read_shards(location, header.manifest), strict=True)
+    return Dataset(
+        **vars(header),
         turns=TurnFeatures.concatenate(turns),
         difficulty=np.concatenate(difficulty),
         transitions=Transitions.concatenate(transitions),
-        manifest=manifest,
     )
 
 

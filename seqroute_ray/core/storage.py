@@ -183,6 +183,12 @@ def _uploading(filesystem: FileSystem, path: str) -> Iterator[IO[bytes]]:
         raise
 
 
+def absolute(location: Location) -> str:
+    """The same place for a process in another working directory."""
+    text = str(location)
+    return text if "://" in text else os.path.abspath(text)
+
+
 def resolve(location: Location) -> tuple[FileSystem, str]:
     """The file system of a location and the path in it. Raises ConfigError or DataError naming the location."""
     text = str(location)

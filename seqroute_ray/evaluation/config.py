@@ -6,6 +6,7 @@ from typing import Literal
 
 from seqroute_ray.core.errors import ConfigError
 
+BUDGETS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # multiples of the reference cost
 LAMBDA_GRID = (
     0.0,
     0.1,
@@ -30,7 +31,7 @@ class EvaluateConfig:
     fit_sessions: Path | None = None  # what the policy learned from: for the baselines that learn
     tune_sessions: Path | None = None  # chooses the baselines' knobs; None: in hindsight, on the evaluated part itself
     cloning: Path | None = None  # artefact of behaviour cloning, to compare with
-    budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # multiples of the artefact's reference cost
+    budgets: tuple[float, ...] = BUDGETS  # multiples of the artefact's reference cost
     lambdas_per_usd: tuple[float, ...] = ()  # quality per USD; () is LAMBDA_GRID over the reference cost
     num_replicates: int = 500  # bootstrap draws of questions
     seed: int = 0  # of the random policy and the bootstrap

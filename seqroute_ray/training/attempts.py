@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 from ray.rllib.core.columns import Columns
 
 from seqroute_ray.core.arrays import IntArray
@@ -11,10 +10,10 @@ from seqroute_ray.core.attempt_mdp import NUM_AFTER, NUM_CONTEXT, TaskTransition
 from seqroute_ray.core.policy import QNetwork
 from seqroute_ray.training.config import CqlConfig
 from seqroute_ray.training.cql import ActionValueNetwork, to_numpy
-from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, Batch
+from seqroute_ray.training.reader import ALLOWED, NEXT_ALLOWED, Batch
 from seqroute_ray.training.train import train_network
 
-NO_PENALTY = 1e-12  # running out of money costs nothing but the success that is missed
+NO_PENALTY = 0.0  # running out of money costs nothing but the success that is missed
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ class AttemptData:
         return {
             Columns.OBS: encode_task_state(self.estimates, states, self.reference_usd)[0],
             Columns.NEXT_OBS: encode_task_state(self.estimates, following, self.reference_usd)[0],
+            ALLOWED: states.allowed,
             NEXT_ALLOWED: following.allowed,
             Columns.ACTIONS: t.action[rows],
             Columns.REWARDS: t.reward[rows],
-            BANKRUPT: np.zeros(len(rows), dtype=np.float32),
             Columns.TERMINATEDS: t.terminated[rows],
         }
 

@@ -7,6 +7,8 @@ from typing import Literal
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.storage import Location
 
+Sampling = Literal["uniform", "stratified"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CqlConfig:
@@ -23,9 +25,10 @@ class CqlConfig:
     num_steps: int = 4000  # gradient steps
     tau: float = 0.01  # share of the online network in the target network, each step
     # stratified: turns of each difficulty, and bankruptcies, equally often, with weights that undo it in the loss
-    sampling: Literal["uniform", "stratified"] = "uniform"
+    sampling: Sampling = "uniform"
     num_learners: int = 0  # remote learners; 0 trains in this process
-    num_gpus_per_learner: float = 0  # GPUs of each learner
+    num_gpus_per_learner: float = 0  # GPUs of each learner; with 0 learners, of this process
+    memory_mb: float = 1024.0  # of transitions, and of turns, kept in memory; what is beyond is read as it is needed
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -37,7 +40,7 @@ class CqlConfig:
             raise ConfigError(
                 f"cql_alpha and td_weight must be >= 0, one of them > 0, got {self.cql_alpha} and {self.td_weight}"
             )
-        for name in ("lr", "batch_size", "num_steps"):
+        for name in ("lr", "batch_size", "num_steps", "memory_mb"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
         if not 0 <= self.history_noise < float("inf"):
@@ -57,5 +60,23 @@ class TrainConfig:
     """From a dataset to a policy artefact. Each field is a flag of `seqroute train`."""
 
     dataset: Location  # folder or URI written by `seqroute relabel`
-    out: Path  # folder of the policy artefact
+    out: Path  # folder of the policy artefact; checkpoints go to OUT.checkpoints
     cql: CqlConfig = field(default_factory=CqlConfig)
+    # Session Parquet with every model's outcome: its tune part (all where it names no parts) is replayed at every
+    # checkpoint, and the best checkpoint becomes the policy. None: the last one does.
+    tune_sessions: Path | None = None
+    checkpoint_every: int = 1000  # gradient steps
+    keep_checkpoints: int = 2  # newest ones, and the best one
+    patience: int | None = None  # checkpoints without a better one until training stops; None: it does not stop early
+    resume: bool = True  # go on from the newest checkpoint of the same settings and data
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"patience must be at least 1, got {self.patience}; leave it out to train to the end")
+        if self.patience is not None and self.tune_sessions is None:
+            raise ConfigError(
+                f"patience {self.patience} needs a metric to lose patience with: give --tune-sessions, or leave it out"
+            )

@@ -20,16 +20,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqroute_ray.core.policy import Perceptron, QNetwork
+from seqroute_ray.training.config import CqlConfig
 
 
 @dataclass(frozen=True)
 class CqlLoss:
-    """The parts of the loss, each a scalar."""
+    """The parts of the loss and what the Q-values look like, each a scalar."""
 
     total: Tensor
     quality: Tensor
     bankruptcy: Tensor
     conservative: Tensor
+    q_mean: Tensor  # of the logged actions
+    q_gap: Tensor  # from the logged to the best allowed action
+
+    @property
+    def td(self) -> Tensor:
+        return self.quality + self.bankruptcy
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Heads:
         return self.quality.gather(1, index).squeeze(1), self.bankruptcy_logit.gather(1, index).squeeze(1)
 
 
+DEFAULT_HIDDEN, DEFAULT_RISK_HIDDEN = CqlConfig().hidden, CqlConfig().risk_hidden
 PARTS = ("num_context", "num_after", "num_risk")  # of a state: settings of make_network
 
 
@@ -114,11 +122,13 @@ class PlainNetwork(nn.Module):
 
 
 def make_network(state_dim: int, num_actions: int, settings: Mapping[str, Any]) -> ActionValueNetwork | PlainNetwork:
-    """By settings: hidden; PARTS too where a state has parts."""
+    """By RLlib's `fcnet_hiddens`; PARTS and the widths of the second head too where a state has parts."""
+    hidden = settings.get("fcnet_hiddens", DEFAULT_HIDDEN)
     if "num_context" in settings:
         num_context, num_after, num_risk = (settings[name] for name in PARTS)
-        return ActionValueNetwork(num_context, num_after, num_risk, settings["hidden"], settings["risk_hidden"])
-    return PlainNetwork(state_dim, settings["hidden"], num_actions)
+        risk_hidden = settings.get("risk_hidden", DEFAULT_RISK_HIDDEN)
+        return ActionValueNetwork(num_context, num_after, num_risk, hidden, risk_hidden)
+    return PlainNetwork(state_dim, hidden, num_actions)
 
 
 @dataclass(frozen=True)
@@ -135,18 +145,23 @@ def td_targets(
     terminated: Tensor,
     following: Heads,
     following_target: Heads,
-    next_allowed: Tensor,
+    next_allowed: Tensor | None,
     gamma: float,
     penalty: float,
 ) -> Targets:
     """Double-Q targets: the online network picks among allowed [N, A] next actions, the target network values the pick.
 
-    quality [N] of the turn (0 when it bankrupts), bankrupt [N], terminated [N].
+    quality [N] of the turn (0 when it bankrupts), bankrupt [N], terminated [N]; next_allowed: None allows all.
     """
-    best = following.q_values(penalty).masked_fill(~next_allowed, -torch.inf).argmax(dim=1)
+    best = masked(following.q_values(penalty), next_allowed).argmax(dim=1)
     next_quality, next_logit = following_target.at(best)
     goes_on = gamma * (~terminated)
     return Targets(quality + goes_on * next_quality, bankrupt + goes_on * torch.sigmoid(next_logit))
+
+
+def masked(q_values: Tensor, allowed: Tensor | None) -> Tensor:
+    """Q-values [N, A], minus infinity where an action is not allowed; None allows all."""
+    return q_values if allowed is None else q_values.masked_fill(~allowed, -torch.inf)
 
 
 def cql_loss(
@@ -156,11 +171,13 @@ def cql_loss(
     td_weight: float,
     cql_alpha: float,
     penalty: float,
+    allowed: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> CqlLoss:
-    """Squared error of quality, cross entropy of bankruptcy, and the conservative term.
+    """Squared error of quality, cross entropy of bankruptcy, and the conservative term over the actions allowed.
 
-    action: [N] int64. weight: [N] of the rows, of mean 1; None: all alike.
+    action: [N] int64. allowed: [N, A], None allows all; the logged action always counts as allowed. weight: [N] of
+    the rows, of mean 1; None: all alike.
     """
     quality, bankruptcy_logit = heads.at(action)
 
@@ -171,9 +188,14 @@ def cql_loss(
     bankruptcy_loss = mean(
         functional.binary_cross_entropy_with_logits(bankruptcy_logit, targets.bankruptcy, reduction="none")
     )
-    conservative = mean(functional.cross_entropy(heads.q_values(penalty), action, reduction="none"))
+    q_values = heads.q_values(penalty)
+    possible = masked(q_values, None if allowed is None else allowed.scatter(1, action.unsqueeze(1), True))
+    conservative = mean(functional.cross_entropy(possible, action, reduction="none"))
     total = td_weight * (quality_loss + bankruptcy_loss) + cql_alpha * conservative
-    return CqlLoss(total, quality_loss, bankruptcy_loss, conservative)
+    with torch.no_grad():
+        logged = q_values.gather(1, action.unsqueeze(1)).squeeze(1)
+        q_gap = possible.amax(dim=1) - logged
+    return CqlLoss(total, quality_loss, bankruptcy_loss, conservative, logged.mean(), q_gap.mean())
 
 
 def to_numpy(network: ActionValueNetwork) -> QNetwork:

@@ -1,10 +1,12 @@
-"""Transitions to training batches: rows in shuffled order, their states encoded as they are needed.
+"""Batches for a learner: rows in an order that is new each epoch, encoded as they are needed, one batch ahead.
 
-RLlib's stock reader builds an episode object a row; a table of all encoded states would be forty times the size of
-the transitions. Here a batch is a few `take`s and one call of mdp.encode_state.
+RLlib's stock reader builds an episode object a row. Here a batch is a few `take`s and one call of mdp.encode_state,
+made by a thread while the learner works on the batch before. The n-th batch of a learner is a function of the seed
+and of n: training goes on after a restart where it was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,15 +18,13 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 
 from seqroute_ray.core.arrays import IntArray
-from seqroute_ray.core.dataset import Dataset
-from seqroute_ray.core.errors import DataError
-from seqroute_ray.core.hbr import Transitions
-from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout, TurnFeatures, affordable, encode_state
-from seqroute_ray.core.money import to_usd
+from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.mdp import NUM_MONEY
+from seqroute_ray.training.permutation import Permutation
 
-BANKRUPT = "bankrupt"  # [N]
-WEIGHTS = "weights"  # [N] of the rows in the loss, 1 where there are none
-NEXT_ALLOWED = "next_allowed"  # [N, A] models that the money left can pay for in the next state
+BANKRUPT = "bankrupt"  # [N]; without it no transition is
+WEIGHTS = "weights"  # [N] of the rows in the loss; without it all count alike
+ALLOWED, NEXT_ALLOWED = "action_mask", "next_action_mask"  # [N, A] in the present and the next state; without: all
 
 Batch = dict[str, NDArray[Any]]
 
@@ -46,108 +46,77 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, rows: IntArray) -> Batch:
-        """RLlib's columns, BANKRUPT and NEXT_ALLOWED of some transitions, each [N, ...]."""
+        """RLlib's columns, and those above, of some transitions, each [N, ...]."""
         ...
-
-
-@dataclass(frozen=True)
-class RelabeledData:
-    """The transitions of a relabeled dataset."""
-
-    layout: StateLayout
-    turns: TurnFeatures
-    transitions: Transitions
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> "RelabeledData":
-        """Raises DataError on an action or a number that cannot be."""
-        t, num_models = dataset.transitions, len(dataset.catalog)
-        if len(t) == 0:
-            raise DataError("the dataset has no transitions; were all turns without a judgement?")
-        if t.action.min() < 0 or t.action.max() >= num_models:
-            raise DataError(
-                f"actions must be in [0, {num_models}), got {t.action.min()}..{t.action.max()}; relabel again"
-            )
-        last_row = int(np.max(t.turn_row + ~t.terminated))  # a transition that goes on needs the row after its own
-        if t.turn_row.min() < 0 or last_row >= len(dataset.turns):
-            raise DataError(
-                f"turn rows must be in [0, {len(dataset.turns)}), got {t.turn_row.min()}..{last_row}; relabel again"
-            )
-        numbers = {"reward": t.reward, "history": dataset.turns.history, **vars(dataset.turns.estimates)}
-        for name, values in numbers.items():
-            if not np.isfinite(values).all():
-                raise DataError(f"the dataset holds a {name} that is not finite; relabel again")
-        return cls(dataset.layout, dataset.turns, t)
-
-    @property
-    def state_dim(self) -> int:
-        return self.layout.state_dim
-
-    @property
-    def num_actions(self) -> int:
-        return self.layout.num_models
-
-    @property
-    def network(self) -> dict[str, int]:
-        return {"num_context": self.layout.num_context, "num_after": NUM_AFTER, "num_risk": NUM_RISK}
-
-    def __len__(self) -> int:
-        return len(self.transitions)
-
-    def batch(self, rows: IntArray) -> Batch:
-        t = self.transitions.take(rows)
-        remaining_usd = to_usd(t.remaining_nusd)
-        # A terminated row has no next state: its own turn stands in, and `terminated` takes it out of the target.
-        following = self.turns.take(np.where(t.terminated, t.turn_row, t.turn_row + 1))
-        next_usd = np.where(t.terminated, remaining_usd, to_usd(t.remaining_nusd - t.cost_nusd))
-        return {
-            Columns.OBS: encode_state(self.layout, self.turns.take(t.turn_row), remaining_usd, t.turn),
-            Columns.NEXT_OBS: encode_state(self.layout, following, next_usd, t.turn + 1),
-            NEXT_ALLOWED: affordable(following.estimates.cost_usd, following.estimates.cost_high_usd, next_usd),
-            Columns.ACTIONS: t.action.astype(np.int64),
-            Columns.REWARDS: np.where(t.bankrupt, np.float32(0), t.reward),  # quality; bankruptcy is a head of its own
-            BANKRUPT: t.bankrupt.astype(np.float32),
-            Columns.TERMINATEDS: t.terminated,
-        }
 
 
 @dataclass(frozen=True)
 class ShuffledRows:
     """One learner's share of the transitions. Holds an object reference only: cheap to ship to a remote learner."""
 
-    data_ref: Any  # ray.ObjectRef of BatchSource
+    source_ref: Any  # ray.ObjectRef of a function that opens the BatchSource
     num_rows: int
     shard: int
     num_shards: int
     seed: int
+    history_noise: float = 0.0  # see CqlConfig
 
-    def iter_torch_batches(self, *, batch_size: int, device: str | None = None, **_ignored: Any) -> "ShuffledBatches":
+    def iter_torch_batches(
+        self, *, batch_size: int, device: str | None = None, first_batch: int = 0, **_ignored: Any
+    ) -> "ShuffledBatches":
         """The interface of ray.data.DataIterator that RLlib's learners call."""
-        return ShuffledBatches(self, batch_size, device)
+        open_source: Callable[[], BatchSource] = ray.get(self.source_ref)
+        return ShuffledBatches(self, open_source(), batch_size, torch.device(device or "cpu"), first_batch)
 
 
 class ShuffledBatches:
-    """Epochs of minibatches, reshuffled globally each epoch; each iteration is one epoch."""
+    """Minibatches from first_batch on; each iteration is (the rest of) one epoch, reshuffled globally."""
 
-    def __init__(self, source: ShuffledRows, batch_size: int, device: str | None) -> None:
-        if batch_size * source.num_shards > source.num_rows:
-            raise DataError(
-                f"a batch of {batch_size} for each of {source.num_shards} learners needs more than the "
-                f"{source.num_rows} transitions there are; lower --batch-size"
-            )
-        self._source, self._batch_size, self._epoch = source, batch_size, 0
-        self._device = torch.device(device or "cpu")
-        self._data: BatchSource = ray.get(source.data_ref)
+    def __init__(
+        self, rows: ShuffledRows, source: BatchSource, batch_size: int, device: torch.device, first_batch: int
+    ) -> None:
+        check_batch_size(batch_size, rows.num_shards, rows.num_rows)
+        self._rows, self._source, self._batch_size, self._device = rows, source, batch_size, device
+        self._rows_per_shard = rows.num_rows // rows.num_shards
+        self._batches_per_epoch = self._rows_per_shard // batch_size
+        parts = source.network
+        self._noisy = slice(NUM_MONEY, parts["num_context"]) if "num_context" in parts else slice(0)
+        self._thread, self._next = ThreadPoolExecutor(1), first_batch
+        self._ahead = self._thread.submit(self._batch, first_batch)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        source = self._source
-        rng = np.random.default_rng([source.seed, self._epoch])
-        self._epoch += 1
-        per_shard = source.num_rows // source.num_shards
-        order = rng.permutation(source.num_rows)[source.shard * per_shard : (source.shard + 1) * per_shard]
-        for start in range(0, per_shard - self._batch_size + 1, self._batch_size):
-            batch = self._data.batch(order[start : start + self._batch_size])
-            yield {
-                f"{DEFAULT_MODULE_ID}/{name}": torch.from_numpy(values).to(self._device)
-                for name, values in batch.items()
-            }
+        for _ in range(self._next % self._batches_per_epoch, self._batches_per_epoch):
+            batch = self._ahead.result()
+            self._next += 1
+            self._ahead = self._thread.submit(self._batch, self._next)
+            yield batch
+
+    def _batch(self, index: int) -> dict[str, torch.Tensor]:
+        return {
+            f"{DEFAULT_MODULE_ID}/{name}": torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+            for name, values in self._arrays(index).items()
+        }
+
+    def _arrays(self, index: int) -> Batch:
+        rows, (epoch, place) = self._rows, divmod(index, self._batches_per_epoch)
+        first = rows.shard * self._rows_per_shard + place * self._batch_size
+        order = Permutation(rows.num_rows, rows.seed, epoch)
+        batch = self._source.batch(order.at(np.arange(first, first + self._batch_size)))
+        if rows.history_noise:
+            # The same sessions come back under thousands of budgets, and a network that knows them by their history
+            # expects their outcomes instead of typical ones.
+            rng = np.random.default_rng([rows.seed, rows.shard, index])
+            history = batch[Columns.OBS][:, self._noisy]
+            noise = rows.history_noise * rng.standard_normal(history.shape, dtype=np.float32)
+            history += noise
+            batch[Columns.NEXT_OBS][:, self._noisy] += noise
+        return batch
+
+
+def check_batch_size(batch_size: int, num_shards: int, num_rows: int) -> None:
+    """Raises ConfigError when an epoch has no batch for each learner."""
+    if batch_size * num_shards > num_rows:
+        raise ConfigError(
+            f"a batch of {batch_size} for each of {num_shards} learners needs more than the "
+            f"{num_rows} transitions there are; lower the batch size"
+        )

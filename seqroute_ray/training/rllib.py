@@ -1,49 +1,66 @@
 """Discrete CQL on RLlib's new API stack: module, learner, offline data, config and algorithm.
 
-Built on the DQN parts, because RLlib's own CQL is for continuous actions only. Two things differ from DQN: the target
-network moves with every gradient step (DQN counts environment steps, which offline training never makes), and the
-data are rows of transitions (`reader.py`), not episodes.
+    DiscreteCQLConfig().offline_data(input_="rows.parquet").training(cql_alpha=0.1).build_algo().train()
+
+Built on the DQN parts, because RLlib's own CQL is for continuous actions only. Three things differ from DQN: the target
+network moves with every gradient step (DQN counts environment steps, which offline training never makes), the data
+are rows of transitions (`reader.py`), not episodes, and a checkpoint holds all that the next step depends on.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn.dqn import DQN, DQNConfig
 from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS, DQNLearner
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.learner.utils import make_target_network
 from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.offline.offline_data import OfflineData
+from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
-from seqroute_ray.core.mdp import NUM_MONEY
+from seqroute_ray.core.errors import ConfigError, DataError
+from seqroute_ray.core.storage import absolute
+from seqroute_ray.training.config import CqlConfig
 from seqroute_ray.training.cql import ActionValueNetwork, Heads, PlainNetwork, cql_loss, make_network, td_targets
-from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED, WEIGHTS, BatchSource, ShuffledRows
+from seqroute_ray.training.placement import check_placement
+from seqroute_ray.training.reader import (
+    ALLOWED,
+    BANKRUPT,
+    NEXT_ALLOWED,
+    WEIGHTS,
+    BatchSource,
+    ShuffledRows,
+    check_batch_size,
+)
+from seqroute_ray.training.sources import open_source
 
-QUALITY_LOSS, BANKRUPTCY_LOSS, CONSERVATIVE_LOSS = "quality_loss", "bankruptcy_loss", "conservative_loss"
+TD_LOSS, CONSERVATIVE_LOSS, Q_MEAN, Q_GAP = "td_loss", "conservative_loss", "q_mean", "q_gap"
+QUALITY_LOSS, BANKRUPTCY_LOSS = "quality_loss", "bankruptcy_loss"  # the heads' parts of the TD loss
+METRICS_WINDOW = 100  # gradient steps that a reported loss is the mean of
+NUM_STEPS = "num_gradient_steps"
 
 
 class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
-    """A Q-network and its target; `model_config` holds the fields that `setup` reads."""
+    """A Q-network and its target; `model_config` holds the settings of make_network."""
 
     def setup(self) -> None:
         super().setup()
         settings = self.model_config
         self.network = make_network(self.observation_space.shape[0], int(self.action_space.n), settings)
         self.bankruptcy_penalty = settings["bankruptcy_penalty"]
-        # Standard deviation of the noise on each state entry: the same sessions come back under thousands of budgets,
-        # and a network that knows them by their history expects their outcomes instead of typical ones.
-        noise = torch.zeros(self.observation_space.shape[0])
-        noise[NUM_MONEY : settings.get("num_context", NUM_MONEY)] = settings["history_noise"]
-        self.register_buffer("noise", noise, persistent=False)
 
     def compute_q_values(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {QF_PREDS: self.network(batch[Columns.OBS])}
@@ -66,44 +83,56 @@ class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
 
     def _forward_train(self, batch: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
         state, next_state = batch[Columns.OBS], batch[Columns.NEXT_OBS]
-        noise = torch.randn_like(state) * self.noise
         with torch.no_grad():  # gradients flow through the present state only
-            next_q = self.network(next_state + noise)
-            next_q_target = self.target_network(next_state + noise)
-        return {QF_PREDS: self.network(state + noise), QF_NEXT_PREDS: next_q, QF_TARGET_NEXT_PREDS: next_q_target}
+            next_q, next_q_target = self.network(next_state), self.target_network(next_state)
+        return {QF_PREDS: self.network(state), QF_NEXT_PREDS: next_q, QF_TARGET_NEXT_PREDS: next_q_target}
 
 
 class DiscreteCQLLearner(DQNTorchLearner):
     """The loss of `cql.py`, and a target network that moves with every gradient step."""
 
+    def build(self) -> None:
+        super().build()
+        self.num_steps = 0  # gradient steps so far: also the batches drawn, which tells the reader where to go on
+
     def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Any, fwd_out: Any) -> torch.Tensor:
-        penalty = config.bankruptcy_penalty
+        penalty, columns = config.bankruptcy_penalty, dict(batch)  # RLlib's batch has no get
+        rewards = columns[Columns.REWARDS]
         targets = td_targets(
-            batch[Columns.REWARDS],
-            batch[BANKRUPT],
-            batch[Columns.TERMINATEDS],
+            rewards,
+            columns.get(BANKRUPT, torch.zeros_like(rewards)),
+            columns[Columns.TERMINATEDS],
             Heads.of(fwd_out[QF_NEXT_PREDS]),
             Heads.of(fwd_out[QF_TARGET_NEXT_PREDS]),
-            batch[NEXT_ALLOWED],
+            columns.get(NEXT_ALLOWED),
             config.gamma,
             penalty,
         )
-        heads = Heads.of(fwd_out[QF_PREDS])
         loss = cql_loss(
-            heads,
-            batch[Columns.ACTIONS],
+            Heads.of(fwd_out[QF_PREDS]),
+            columns[Columns.ACTIONS],
             targets,
             config.td_weight,
             config.cql_alpha,
             penalty,
-            batch[WEIGHTS] if WEIGHTS in batch else None,  # noqa: SIM401 - RLlib's batch has no get
+            columns.get(ALLOWED),
+            columns.get(WEIGHTS),
         )
-        logged = {QUALITY_LOSS: loss.quality, BANKRUPTCY_LOSS: loss.bankruptcy, CONSERVATIVE_LOSS: loss.conservative}
-        self.metrics.log_dict({name: value.detach() for name, value in logged.items()}, key=module_id, window=100)
+        values = {
+            TD_LOSS: loss.td,
+            CONSERVATIVE_LOSS: loss.conservative,
+            Q_MEAN: loss.q_mean,
+            Q_GAP: loss.q_gap,
+            QUALITY_LOSS: loss.quality,
+            BANKRUPTCY_LOSS: loss.bankruptcy,
+        }
+        logged = {name: value.detach() for name, value in values.items()}
+        self.metrics.log_dict(logged, key=module_id, window=METRICS_WINDOW)
         return loss.total
 
     def apply_gradients(self, gradients_dict: Any) -> None:
         super().apply_gradients(gradients_dict)
+        self.num_steps += 1
         for module_id in self.module.keys():  # noqa: SIM118 - no __iter__
             tau = self.config.get_config_for_module(module_id).tau
             for online, target in self.module[module_id].unwrapped().get_target_network_pairs():
@@ -114,35 +143,59 @@ class DiscreteCQLLearner(DQNTorchLearner):
         # Skips DQNLearner's own update, which counts environment steps; learning-rate schedules stay.
         super(DQNLearner, self).after_gradient_based_update(timesteps=timesteps)
 
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        return super().update(*args, first_batch=self.num_steps, **kwargs)
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**super().get_state(*args, **kwargs), NUM_STEPS: self.num_steps}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._weights_seq_no = 0  # RLlib keeps the weights that it has where it takes them for newer
+        super().set_state(state)
+        if NUM_STEPS in state:
+            self.num_steps, self.iterator = state[NUM_STEPS], None
+
 
 class RowData(OfflineData):
-    """A BatchSource in Ray's object store, one shuffled share of its rows a learner."""
+    """What opens the BatchSource, in Ray's object store, and one shuffled share of its rows a learner."""
 
     def __init__(self, config: AlgorithmConfig) -> None:
         # Not super().__init__: it would open `input_` as a path with ray.data.
-        source: BatchSource = config.source_fn()
-        num_rows, num_shards = len(source), max(1, config.num_learners)
-        reference = ray.put(source)
-        self._shares = [ShuffledRows(reference, num_rows, i, num_shards, config.seed or 0) for i in range(num_shards)]
+        open_rows = config.rows_opener()
+        num_rows, num_shards, reference = len(open_rows()), max(1, config.num_learners), ray.put(open_rows)
+        self._shares = [
+            ShuffledRows(reference, num_rows, i, num_shards, config.seed or 0, config.history_noise)
+            for i in range(num_shards)
+        ]
 
     def sample(self, *_args: Any, **_kwargs: Any) -> list[ShuffledRows]:
         return self._shares
 
 
 class DiscreteCQLConfig(DQNConfig):
-    """Settings of DiscreteCQL; `.training(cql_alpha=..., td_weight=...)` beside DQN's own."""
+    """Settings of DiscreteCQL; `.training(cql_alpha=..., td_weight=...)` beside DQN's own.
+
+    `.offline_data(input_=PATH)` takes a dataset of `seqroute relabel` or any Parquet rows with discrete actions, see
+    parquet.py; `.training(source_fn=...)` anything that opens a BatchSource. The spaces are read off the data unless
+    `.environment(...)` gives them.
+    """
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or DiscreteCQL)
         self._is_online = False  # no environment runners
         self.source_fn: Callable[[], BatchSource] | None = None
-        self.cql_alpha, self.td_weight, self.bankruptcy_penalty = 0.01, 1.0, 2.0
+        self.cql_alpha, self.td_weight, self.bankruptcy_penalty, self.history_noise = 0.01, 1.0, 0.0, 0.0
+        self.memory_mb = CqlConfig().memory_mb
+        self.network_parts: dict[str, int] = {}  # BatchSource.network
         self.gamma, self.tau, self.lr, self.grad_clip = 1.0, 0.01, 1e-3, 10.0
         self.double_q, self.dueling, self.num_atoms, self.n_step = True, False, 1, 1
         self.train_batch_size_per_learner, self.dataset_num_iters_per_learner = 2048, 250
         # DQN's 1000 sampled steps never come in offline training: train() would loop for ever.
         self.min_sample_timesteps_per_iteration = self.min_train_timesteps_per_iteration = 0
         self.min_time_s_per_iteration = None
+        # RLlib looks at every gradient twice a step for numbers that are not finite, and goes on with zeros in their
+        # place; training_step looks at the loss instead, and stops.
+        self.torch_skip_nan_gradients = True
         self.offline_data_class = RowData
 
     def training(
@@ -151,15 +204,68 @@ class DiscreteCQLConfig(DQNConfig):
         cql_alpha: float = NotProvided,
         td_weight: float = NotProvided,
         bankruptcy_penalty: float = NotProvided,
+        history_noise: float = NotProvided,
+        memory_mb: float = NotProvided,
         source_fn: Callable[[], BatchSource] = NotProvided,
         **kwargs: Any,
     ) -> "DiscreteCQLConfig":
+        """The fields of CqlConfig of these names; bankruptcy_penalty: what Q takes off for the chance of BANKRUPT."""
         super().training(**kwargs)
-        own = {"cql_alpha": cql_alpha, "td_weight": td_weight, "source_fn": source_fn}
-        for name, value in {**own, "bankruptcy_penalty": bankruptcy_penalty}.items():
+        own = {
+            "cql_alpha": cql_alpha,
+            "td_weight": td_weight,
+            "bankruptcy_penalty": bankruptcy_penalty,
+            "history_noise": history_noise,
+            "memory_mb": memory_mb,
+            "source_fn": source_fn,
+        }
+        for name, value in own.items():
             if value is not NotProvided:
                 setattr(self, name, value)
         return self
+
+    def get_state(self) -> dict[str, Any]:
+        # RLlib drops what is -1 for a deprecated setting: validate would see the default in its place.
+        return {**super().get_state(), **{name: getattr(self, name) for name in ("cql_alpha", "td_weight", "tau")}}
+
+    def rows_opener(self) -> Callable[[], BatchSource]:
+        """A function that opens the data, cheap to ship when they are a path. Raises ConfigError when there is none."""
+        if self.source_fn is not None:
+            return self.source_fn
+        if not isinstance(self.input_, str) or self.input_ == "sampler":
+            raise ConfigError(
+                f"input_ must be one path of a file or a folder, got {self.input_!r}; call .offline_data(input_=PATH)"
+            )
+        return partial(open_source, absolute(self.input_), self.memory_mb, self.input_read_schema)
+
+    def validate(self) -> None:
+        """Reads the spaces off the data. Raises ConfigError, DataError before anything is built."""
+        if not self.in_evaluation:
+            names = ("cql_alpha", "td_weight", "history_noise", "memory_mb", "gamma", "tau", "num_learners")
+            CqlConfig(
+                **{name: getattr(self, name) for name in names},
+                batch_size=self.train_batch_size_per_learner,
+                num_gpus_per_learner=self.num_gpus_per_learner,
+            )
+            source = self.rows_opener()()
+            check_batch_size(self.train_batch_size_per_learner, max(1, self.num_learners), len(source))
+            self.network_parts = source.network
+            box = gym.spaces.Box(-np.inf, np.inf, (source.state_dim,), np.float32)
+            self.observation_space: Any = self.observation_space or box
+            self.action_space: Any = self.action_space or gym.spaces.Discrete(source.num_actions)
+            shape, num_actions = self.observation_space.shape, getattr(self.action_space, "n", 0)
+            if shape != (source.state_dim,) or num_actions < source.num_actions:
+                raise ConfigError(
+                    f"the data have observations of {source.state_dim} numbers and {source.num_actions} actions, the "
+                    f"spaces are {self.observation_space} and {self.action_space}; leave .environment(...) out, or "
+                    "give a Box of that shape and a Discrete with so many actions"
+                )
+        super().validate()
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        own = {"bankruptcy_penalty": self.bankruptcy_penalty, **self.network_parts}
+        return {**super()._model_config_auto_includes, **own}
 
     def get_default_learner_class(self) -> type:
         return DiscreteCQLLearner
@@ -175,19 +281,43 @@ class DiscreteCQL(DQN):
     def get_default_config(cls) -> DiscreteCQLConfig:
         return DiscreteCQLConfig()
 
+    def setup(self, config: AlgorithmConfig) -> None:
+        check_placement(config)
+        super().setup(config)
+
     def training_step(self) -> None:
         config = self.config
-        num_rows = (
-            config.train_batch_size_per_learner * max(1, config.num_learners) * config.dataset_num_iters_per_learner
-        )
-        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, num_rows, reduce="lifetime_sum")
+        rows_per_step = config.train_batch_size_per_learner * max(1, config.num_learners)
+        num_steps = config.dataset_num_iters_per_learner
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, num_steps * rows_per_step, reduce="lifetime_sum")
         results = self.learner_group.update(
             training_data=TrainingData(data_iterators=self.offline_data.sample()),
             minibatch_size=config.train_batch_size_per_learner,
-            num_iters=config.dataset_num_iters_per_learner,
-            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(NUM_ENV_STEPS_SAMPLED_LIFETIME)},
+            num_iters=num_steps,
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: (self.num_steps + num_steps) * rows_per_step},
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        loss = float(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, Learner.TOTAL_LOSS_KEY)))
+        if not np.isfinite(loss):
+            raise DataError(
+                f"the loss is {loss} after {self.num_steps + num_steps} gradient steps; lower lr or grad_clip, or look "
+                "for extreme numbers in the data"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Gradient steps so far."""
+        return int(self.iteration) * int(self.config.dataset_num_iters_per_learner)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        # RLlib's own goes on to synchronise environment runners, of which there are none.
+        own = {name: value for name, value in state.items() if name != COMPONENT_LEARNER_GROUP}
+        super().set_state(own)
+        if COMPONENT_LEARNER_GROUP in state:
+            self.learner_group.set_state(state[COMPONENT_LEARNER_GROUP])
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        Checkpointable.restore_from_path(self, path, *args, **kwargs)  # not Algorithm's: see set_state
 
     def network(self) -> ActionValueNetwork | PlainNetwork:
         """A copy of the learned network; the same for local and remote learners."""

@@ -54,7 +54,7 @@ def test_the_loss_weighs_rows() -> None:
     heads = Heads(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.zeros(2, 2))
     targets, action = Targets(torch.zeros(2), torch.tensor([0.0, 1.0])), torch.tensor([0, 0])
     equal = cql_loss(heads, action, targets, 1.0, 0.1, 2.0)
-    ones = cql_loss(heads, action, targets, 1.0, 0.1, 2.0, torch.ones(2))
-    first = cql_loss(heads, action, targets, 1.0, 0.1, 2.0, torch.tensor([2.0, 0.0]))
+    ones = cql_loss(heads, action, targets, 1.0, 0.1, 2.0, weight=torch.ones(2))
+    first = cql_loss(heads, action, targets, 1.0, 0.1, 2.0, weight=torch.tensor([2.0, 0.0]))
     assert ones.total == equal.total
     assert (first.quality.item(), equal.quality.item()) == (1.0, 2.5)
