@@ -142,7 +142,7 @@ def estimate(mdp: BudgetMdp, turn_type: IntArray, action: IntArray, quality: NDA
 
 
 def fit(log: Log, learner: Learner, settings: Settings, seed: int) -> Network:
-    """The recipe's network and loss on tensors in memory; the conservative term goes over all models, affordable or not."""
+    """The recipe's network and loss on tensors in memory, but the conservative term goes over all models."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     data = RelabeledData(log.layout, log.features(log.turn_type), log.transitions)
