@@ -53,7 +53,8 @@ def write(sessions: Sessions, location: Path) -> dict[str, Any]:
             encode_transitions([transitions_of(part)]),
         )
         sums = [sha256(content) for content in contents]
-        shards.append({"shard": shard, "key": KEY, "turns_sha256": sums[0], "transitions_sha256": sums[1]})
+        row = {"shard": shard, "key": KEY, "num_turns": len(part.action)}
+        shards.append({**row, "turns_sha256": sums[0], "transitions_sha256": sums[1]})
         for name, content in zip(shard_files(shards[-1]), contents, strict=True):
             folder.write(name, content)
     estimator = encode_estimator(make_estimator(num_models))
