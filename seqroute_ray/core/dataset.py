@@ -140,7 +140,7 @@ def encode_turns(embedding: NDArray[np.float16], turns: TurnFeatures, difficulty
         **{name: matrix(getattr(turns.estimates, name)) for name in ESTIMATE_COLUMNS},
     }
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
+    pq.write_table(pa.table(columns), sink, compression="zstd", use_dictionary=["embedding"])  # texts repeat
     return bytes(sink.getvalue())
 
 
