@@ -222,9 +222,7 @@ def epoch(settings: Settings) -> Measured:
     start_ray()
     num_steps = settings.num_stock_rows // settings.batch_size
     started, cpu = time.perf_counter(), cluster_cpu_s()
-    config = DiscreteCQLConfig().offline_data(
-        input_=str(settings.stock_rows), dataset_num_iters_per_learner=num_steps
-    )
+    config = DiscreteCQLConfig().offline_data(input_=str(settings.stock_rows), dataset_num_iters_per_learner=num_steps)
     algorithm = config.training(train_batch_size_per_learner=settings.batch_size).build_algo()
     algorithm.train()
     return {

@@ -14,7 +14,9 @@ from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.progress import bar, console
 from seqroute_ray.ray_session import ray_session
-from seqroute_ray.training.config import TrainConfig
+from seqroute_ray.training.config import TrainConfig, TuneConfig
+from seqroute_ray.training.cql_file import with_file
+from seqroute_ray.trial_table import TrialTable
 
 if TYPE_CHECKING:  # evaluating loads much that other stages do not need
     from seqroute_ray.evaluation.evaluate import Kept
@@ -40,6 +42,7 @@ def train(config: TrainConfig) -> Result:
     """Train on RLlib and write the artefact."""
     from seqroute_ray.training import train as training
 
+    config = with_file(config)
     title = "train, steps" if config.cql.td_weight else "train (behaviour cloning), steps"
     evaluate = None if config.tune_sessions is None else tune_part(config.dataset, config.tune_sessions)
     with ray_session(), bar(title) as update:
@@ -54,6 +57,26 @@ def train(config: TrainConfig) -> Result:
         "num_steps": trained.num_steps,
         "checkpoints_dir": str(trained.checkpoints.folder),
         **trained.metrics,
+    }
+
+
+def tune(config: TuneConfig) -> Result:
+    """Search for settings on the tune part; writes best.json, results.parquet and report.html."""
+    from seqroute_ray.evaluation.tune_report import write_tune_report
+    from seqroute_ray.training import tune as tuning
+    from seqroute_ray.training.train import METRIC
+
+    evaluate = tune_part(config.dataset, config.tune_sessions)
+    with ray_session(), TrialTable(config.num_trials) as table:
+        tuned = tuning.tune(config, evaluate, table.show)
+    write_tune_report(config.out / tuning.RESULTS, METRIC, config.out / "report.html")
+    return {
+        "best_json": str(config.out / tuning.BEST),
+        "results_parquet": str(config.out / tuning.RESULTS),
+        "report_html": str(config.out / "report.html"),
+        METRIC: tuned.metric,
+        "num_trials": tuned.num_trials,
+        "num_errors": tuned.num_errors,
     }
 
 

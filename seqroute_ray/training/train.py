@@ -202,5 +202,5 @@ def train_network(source: BatchSource, config: CqlConfig, penalty: float, progre
 def report(algorithm: DiscreteCQL, num_steps: int, result: dict[str, Any], progress: Progress) -> None:
     losses = result[LEARNER_RESULTS][DEFAULT_MODULE_ID]
     shown = {name: float(losses[name]) for name in SHOWN}
-    shown |= {name: float(value) for name, value in result.get(TUNE_PART, {}).items() if name == METRIC}
+    shown |= {name: float(value) for name, value in result.get(TUNE_PART, {}).items()}
     progress(min(algorithm.num_steps, num_steps), num_steps, shown)

@@ -1,0 +1,236 @@
+"""Search for settings: Ray Tune trains by each of some, ASHA stops those that fall behind on the tune part.
+
+Every trial is a training run as `train` makes them, with checkpoints of its own: a trial whose worker dies, and a
+search that is killed and started again, go on where they were.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray import tune as ray_tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator, Searcher
+
+from seqroute_ray.core.errors import ConfigError, SeqRouteError
+from seqroute_ray.training import train as training
+from seqroute_ray.training.config import CqlConfig, TrainConfig, TuneConfig
+from seqroute_ray.training.cql_file import write_cql
+from seqroute_ray.training.search_space import SEARCH_SPACE, Choice
+from seqroute_ray.training.train import METRIC, Evaluate
+
+logger = logging.getLogger(__name__)
+NUM_STEPS = "num_steps"
+TRIALS = "trials"  # Tune's own folder in `out`
+POLICIES = "policies"  # checkpoints and policies of the trials
+BEST, RESULTS, SETTINGS = "best.json", "results.parquet", "settings.json"
+FIGURES = (METRIC, "aiq_log", "quality", "cost_usd_per_turn", "bankruptcy_rate")  # of a look
+MAX_FAILURES = 3  # of a trial, each followed by another try from its last checkpoint
+CPUS_PER_TRIAL = 1
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """One row of the table of trials."""
+
+    trial: str
+    status: str  # of Tune: PENDING, RUNNING, TERMINATED, ERROR
+    settings: Settings
+    num_steps: int  # gradient steps so far
+    metric: float | None  # at the last look
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found."""
+
+    best: CqlConfig
+    metric: float  # the best trial's best one
+    num_trials: int
+    num_errors: int
+    rows: list[dict[str, Any]]  # one a look of a trial at the tune part: trial, status, settings, figures
+
+
+Show = Callable[[Sequence[TrialState]], None]
+
+
+def tune(config: TuneConfig, evaluate: Evaluate, show: Show = lambda _states: None) -> Tuned:
+    """Search, or go on searching. Ray must be initialised. evaluate: see train.
+
+    Raises ConfigError for a search that makes no sense or an `out` of another one, SeqRouteError when all trials fail.
+    """
+    space = search_space(config)
+    _claim(config)
+    trials = (config.out / TRIALS).absolute()
+    work = ray_tune.with_resources(partial(_run_trial, config=config, evaluate=evaluate), {"CPU": CPUS_PER_TRIAL})
+    if ray_tune.Tuner.can_restore(str(trials)):
+        tuner = ray_tune.Tuner.restore(str(trials), trainable=work, restart_errored=True, param_space=space)
+        logger.info("event=search_resumed folder=%s", trials)
+    else:
+        tuner = ray_tune.Tuner(
+            work,
+            param_space=space,
+            tune_config=ray_tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                num_samples=config.num_trials,
+                search_alg=_searcher(config),
+                scheduler=ASHAScheduler(
+                    time_attr=NUM_STEPS,
+                    max_t=config.cql.num_steps,
+                    grace_period=config.grace_steps,
+                    reduction_factor=config.reduction_factor,
+                ),
+                max_concurrent_trials=config.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1))),
+            ),
+            run_config=ray_tune.RunConfig(
+                name=TRIALS,
+                storage_path=str(config.out.absolute()),
+                failure_config=ray_tune.FailureConfig(max_failures=MAX_FAILURES),
+                callbacks=[ShowTrials(show)],
+                verbose=0,
+            ),
+        )
+    return _finish(config, tuner.fit())
+
+
+def search_space(config: TuneConfig) -> Settings:
+    """Tune's form of what is searched. Raises ConfigError for a name that is not in SEARCH_SPACE."""
+    unknown = [name for name in config.search if name not in SEARCH_SPACE]
+    if unknown:
+        raise ConfigError(f"search has no setting {unknown[0]!r}; there are {', '.join(SEARCH_SPACE)}")
+    space: Settings = {}
+    for name in config.search or SEARCH_SPACE:
+        domain = SEARCH_SPACE[name]
+        if isinstance(domain, Choice):  # as JSON: searchers take texts and numbers
+            space[name] = ray_tune.choice([json.dumps(value) for value in domain.values])
+        else:
+            space[name] = (ray_tune.loguniform if domain.log else ray_tune.uniform)(domain.low, domain.high)
+    return space
+
+
+def settings_of(params: Settings) -> Settings:
+    """A trial's values as fields of CqlConfig."""
+    values = {k: json.loads(v) if isinstance(SEARCH_SPACE[k], Choice) else float(v) for k, v in params.items()}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _searcher(config: TuneConfig) -> Searcher | BasicVariantGenerator:
+    if config.searcher == "random":
+        return BasicVariantGenerator(random_state=config.seed)
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError("searcher optuna needs a package: pip install 'seqroute-ray[optuna]'") from error
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return OptunaSearch(seed=config.seed, metric=METRIC, mode="max")
+
+
+def _claim(config: TuneConfig) -> None:
+    """Make `out` this search's folder. Raises ConfigError when another one is there."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "max_concurrent")}
+    text = json.dumps(settings, indent=1, default=str)
+    mark = config.out / SETTINGS
+    if mark.exists() and not config.resume:
+        for name in (TRIALS, POLICIES):
+            shutil.rmtree(config.out / name, ignore_errors=True)
+    elif mark.exists() and mark.read_text() != text:
+        raise ConfigError(f"{config.out}: holds a search of other settings; choose another --out, or --no-resume")
+    config.out.mkdir(parents=True, exist_ok=True)
+    mark.write_text(text)
+
+
+def _run_trial(params: Settings, *, config: TuneConfig, evaluate: Evaluate) -> None:
+    """One trial, in a worker of its own."""
+    folder = config.out.absolute() / POLICIES / ray_tune.get_context().get_trial_id()
+    reported = False
+
+    def report(done: int, _total: int, figures: dict[str, float]) -> None:
+        nonlocal reported
+        if METRIC in figures:
+            reported = True
+            ray_tune.report({NUM_STEPS: done, **figures})
+
+    trained = training.train(
+        TrainConfig(
+            dataset=config.dataset,
+            out=folder,
+            cql=replace(config.cql, **settings_of(params)),
+            tune_sessions=config.tune_sessions,
+            checkpoint_every=config.judge_every,
+            keep_checkpoints=1,
+        ),
+        report,
+        evaluate,
+    )
+    if not reported:  # it was at its end when it was killed
+        ray_tune.report({NUM_STEPS: trained.num_steps, **trained.metrics})
+
+
+class ShowTrials(ray_tune.Callback):
+    """Tells of the trials whenever one of them says something."""
+
+    def __init__(self, show: Show) -> None:
+        self._show = show
+
+    def on_trial_start(self, **event: Any) -> None:
+        self._show(_states(event["trials"]))
+
+    on_trial_result = on_trial_complete = on_trial_error = on_trial_start
+
+
+def _states(trials: Sequence[Trial]) -> list[TrialState]:
+    return [
+        TrialState(
+            trial=trial.trial_id,
+            status=trial.status,
+            settings=settings_of(trial.config),
+            num_steps=int(trial.last_result.get(NUM_STEPS, 0)),
+            metric=trial.last_result.get(METRIC),
+        )
+        for trial in trials
+    ]
+
+
+def _finish(config: TuneConfig, results: Any) -> Tuned:
+    """Write best.json and results.parquet. Raises SeqRouteError when no trial was ever judged."""
+    settings, rows = dict[str, Settings](), list[dict[str, Any]]()
+    for result in results:
+        table, own = result.metrics_dataframe, settings_of(result.config)
+        for look in [] if table is None else table.to_dict("records"):
+            settings[look["trial_id"]] = own
+            rows.append(
+                {
+                    "trial": look["trial_id"],
+                    "is_error": result.error is not None,
+                    **{name: _cell(value) for name, value in own.items()},
+                    NUM_STEPS: int(look[NUM_STEPS]),
+                    **{name: float(look[name]) for name in FIGURES if name in look},
+                }
+            )
+    if not rows:
+        first = next((str(result.error) for result in results if result.error), "no trial came to a look")
+        raise SeqRouteError(f"{config.out}: every trial failed; the first: {' '.join(first.split())[-300:]}")
+    top = max(rows, key=lambda row: row[METRIC])
+    best = replace(config.cql, **settings[top["trial"]])
+    pq.write_table(pa.Table.from_pylist(rows), config.out / RESULTS)
+    write_cql(best, config.out / BEST)
+    logger.info("event=tuned out=%s %s=%.4f", config.out, METRIC, top[METRIC])
+    return Tuned(best, top[METRIC], len(results), results.num_errors, rows)
+
+
+def _cell(value: Any) -> Any:
+    """Widths as a text: one column holds one type."""
+    return "-".join(map(str, value)) if isinstance(value, tuple) else value
