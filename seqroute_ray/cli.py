@@ -73,8 +73,17 @@ def inspect(dataset: tyro.conf.Positional[str]) -> Result:
     return to_json(inspection)
 
 
-def train(config: Annotated[TrainConfig, Flat]) -> Result:
-    """Train a policy with discrete CQL on RLlib."""
+def train(config: Annotated[TrainConfig, Flat], dry_run: bool = False) -> Result:
+    """Train a policy with discrete CQL on RLlib, or go on with a training that was cut off.
+
+    Args:
+        config: what to train.
+        dry_run: Print network, steps, expected time and memory, from one shard, and write nothing.
+    """
+    if dry_run:
+        from seqroute_ray.training.plan import plan_training
+
+        return asdict(plan_training(config))
     from seqroute_ray.stages import train
 
     return train(config)

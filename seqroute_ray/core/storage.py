@@ -85,6 +85,12 @@ class Folder:
             self._resolved[0].delete_file(self._path(name))
 
 
+def absolute(location: Location) -> str:
+    """The same place for a process in another working directory."""
+    text = str(location)
+    return text if "://" in text else os.path.abspath(text)
+
+
 def resolve(location: Location) -> tuple[FileSystem, str]:
     """The file system of a location and the path in it. Raises ConfigError or DataError naming the location."""
     text = str(location)

@@ -75,7 +75,7 @@ class ParquetData:
 
     def batch(self, rows: IntArray) -> Batch:
         taken = self.rows.take(rows)
-        return {name: np.ascontiguousarray(taken[name]) for name in taken.dtype.names or ()}
+        return {name: taken[name] for name in taken.dtype.names or ()}
 
 
 def parquet_files(location: Location) -> tuple[list[Any], pafs.FileSystem]:

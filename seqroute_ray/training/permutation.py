@@ -11,6 +11,7 @@ import numpy as np
 from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.core.random_bits import Bits, bits
 
+MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # SplitMix64's
 NUM_ROUNDS = 4  # enough for a strong pseudo-random permutation: Luby and Rackoff, 1988
 
 
@@ -37,5 +38,10 @@ def _encrypt(numbers: Bits, half_bits: np.uint64, keys: Bits) -> Bits:
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = numbers >> half_bits, numbers & mask
     for key in keys:
-        left, right = right, left ^ (bits(key, right.astype(np.int64)) & mask)
+        mixed = (right ^ key) * MIX_1  # modulo 2**64
+        mixed ^= mixed >> np.uint64(32)
+        mixed *= MIX_2
+        mixed >>= np.uint64(64) - half_bits  # the high bits depend on all others
+        mixed ^= left
+        left, right = right, mixed
     return (left << half_bits) | right

@@ -89,12 +89,15 @@ class ShuffledBatches:
             batch = self._ahead.result()
             self._next += 1
             self._ahead = self._thread.submit(self._batch, self._next)
-            yield {
-                f"{DEFAULT_MODULE_ID}/{name}": torch.from_numpy(values).to(self._device)
-                for name, values in batch.items()
-            }
+            yield batch
 
-    def _batch(self, index: int) -> Batch:
+    def _batch(self, index: int) -> dict[str, torch.Tensor]:
+        return {
+            f"{DEFAULT_MODULE_ID}/{name}": torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+            for name, values in self._arrays(index).items()
+        }
+
+    def _arrays(self, index: int) -> Batch:
         rows, (epoch, place) = self._rows, divmod(index, self._batches_per_epoch)
         first = rows.shard * self._rows_per_shard + place * self._batch_size
         order = Permutation(rows.num_rows, rows.seed, epoch)

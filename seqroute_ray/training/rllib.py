@@ -21,6 +21,7 @@ from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_PREDS, QF_TAR
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.learner.utils import make_target_network
 from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
@@ -30,7 +31,8 @@ from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
-from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.errors import ConfigError, DataError
+from seqroute_ray.core.storage import absolute
 from seqroute_ray.training.config import CqlConfig
 from seqroute_ray.training.cql import ActionValueNetwork, Heads, PlainNetwork, cql_loss, make_network, td_targets
 from seqroute_ray.training.placement import check_placement
@@ -191,6 +193,9 @@ class DiscreteCQLConfig(DQNConfig):
         # DQN's 1000 sampled steps never come in offline training: train() would loop for ever.
         self.min_sample_timesteps_per_iteration = self.min_train_timesteps_per_iteration = 0
         self.min_time_s_per_iteration = None
+        # RLlib looks at every gradient twice a step for numbers that are not finite, and goes on with zeros in their
+        # place; training_step looks at the loss instead, and stops.
+        self.torch_skip_nan_gradients = True
         self.offline_data_class = RowData
 
     def training(
@@ -224,8 +229,14 @@ class DiscreteCQLConfig(DQNConfig):
         return {**super().get_state(), **{name: getattr(self, name) for name in ("cql_alpha", "td_weight", "tau")}}
 
     def rows_opener(self) -> Callable[[], BatchSource]:
-        """A function that opens the data; cheap to ship when they are a path."""
-        return self.source_fn or partial(open_source, self.input_, self.memory_mb, self.input_read_schema)
+        """A function that opens the data, cheap to ship when they are a path. Raises ConfigError when there is none."""
+        if self.source_fn is not None:
+            return self.source_fn
+        if not isinstance(self.input_, str) or self.input_ == "sampler":
+            raise ConfigError(
+                f"input_ must be one path of a file or a folder, got {self.input_!r}; call .offline_data(input_=PATH)"
+            )
+        return partial(open_source, absolute(self.input_), self.memory_mb, self.input_read_schema)
 
     def validate(self) -> None:
         """Reads the spaces off the data. Raises ConfigError, DataError before anything is built."""
@@ -286,6 +297,12 @@ class DiscreteCQL(DQN):
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: (self.num_steps + num_steps) * rows_per_step},
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        loss = float(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, Learner.TOTAL_LOSS_KEY)))
+        if not np.isfinite(loss):
+            raise DataError(
+                f"the loss is {loss} after {self.num_steps + num_steps} gradient steps; lower lr or grad_clip, or look "
+                "for extreme numbers in the data"
+            )
 
     @property
     def num_steps(self) -> int:

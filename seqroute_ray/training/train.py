@@ -13,6 +13,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from seqroute_ray.core.dataset import DatasetHeader, read_header
 from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
+from seqroute_ray.core.storage import absolute
 from seqroute_ray.training.checkpoints import Checkpoints
 from seqroute_ray.training.config import CqlConfig, TrainConfig
 from seqroute_ray.training.cql import ActionValueNetwork, PlainNetwork, to_numpy
@@ -62,7 +63,7 @@ def train(
     checkpoints = checkpoints_of(config, header)
     if not config.resume:
         checkpoints.delete()
-    open_rows = partial(open_dataset, config.dataset, config.cql.sampling, config.cql.memory_mb)
+    open_rows = partial(open_dataset, absolute(config.dataset), config.cql.sampling, config.cql.memory_mb)
     settings = algorithm_config(open_rows, config.cql, header.bankruptcy_penalty)
     if evaluate is not None:
         settings.callbacks(on_train_result=EvaluateEvery(evaluate, config.checkpoint_every, config.cql.num_steps))

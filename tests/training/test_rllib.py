@@ -108,6 +108,8 @@ def test_what_cannot_be_is_refused_before_anything_is_built(chain: Path) -> None
     ):
         with pytest.raises(error, match=words):
             config_of(chain, 1, **settings).build_algo()
+    with pytest.raises(ConfigError, match="input_ must be one path of a file or a folder, got 'sampler'"):
+        DiscreteCQLConfig().build_algo()
     with pytest.raises(DataError, match="no Parquet files here"):
         config_of(chain / "none", 1).build_algo()
     box = gym.spaces.Box(-1, 1, (3,))
@@ -115,6 +117,15 @@ def test_what_cannot_be_is_refused_before_anything_is_built(chain: Path) -> None
         config_of(chain, 1).environment(observation_space=box, action_space=gym.spaces.Discrete(2)).build_algo()
     with pytest.raises(ConfigError, match="the data have observations of 4 numbers and 2 actions"):
         config_of(chain, 1).environment(action_space=gym.spaces.Discrete(1)).build_algo()
+
+
+def test_a_loss_that_explodes_is_an_error(chain: Path) -> None:
+    algorithm = config_of(chain, 200, lr=1e18, grad_clip=None).build_algo()
+    try:
+        with pytest.raises(DataError, match=r"the loss is (nan|inf) after 200 gradient steps; lower lr"):
+            algorithm.train()
+    finally:
+        algorithm.stop()
 
 
 def test_masked_actions_are_neither_bootstrapped_from_nor_pushed_down(chain: Path, tmp_path: Path) -> None:
