@@ -16,6 +16,7 @@ from seqroute_ray.progress import bar, console
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.training.config import TrainConfig, TuneConfig
 from seqroute_ray.training.cql_file import with_file
+from seqroute_ray.training.search_space import SEARCH_SPACE, Interval
 from seqroute_ray.trial_table import TrialTable
 
 if TYPE_CHECKING:  # evaluating loads much that other stages do not need
@@ -41,21 +42,25 @@ def relabel(config: RelabelConfig) -> Result:
 def train(config: TrainConfig) -> Result:
     """Train on RLlib and write the artefact."""
     from seqroute_ray.training import train as training
+    from seqroute_ray.training.event_files import EventFiles
 
     config = with_file(config)
     title = "train, steps" if config.cql.td_weight else "train (behaviour cloning), steps"
     evaluate = None if config.tune_sessions is None else tune_part(config.dataset, config.tune_sessions)
-    with ray_session(), bar(title) as update:
-        trained = training.train(
-            config,
-            lambda done, total, losses: update(done, total, " ".join(f"{k}={v:.4f}" for k, v in losses.items())),
-            evaluate,
-        )
+    events_dir = training.events_dir(config)
+    with ray_session(), EventFiles(events_dir) as events, bar(title) as update:
+
+        def show(done: int, total: int, figures: dict[str, float]) -> None:
+            events.write(done, figures)
+            update(done, total, " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
+
+        trained = training.train(config, show, evaluate)
     return {
         "policy_dir": str(config.out),
         "policy_version": trained.artefact.version,
         "num_steps": trained.num_steps,
         "checkpoints_dir": str(trained.checkpoints.folder),
+        "tensorboard_dir": str(events_dir.parent),
         **trained.metrics,
     }
 
@@ -69,7 +74,8 @@ def tune(config: TuneConfig) -> Result:
     evaluate = tune_part(config.dataset, config.tune_sessions)
     with ray_session(), TrialTable(config.num_trials) as table:
         tuned = tuning.tune(config, evaluate, table.show)
-    write_tune_report(config.out / tuning.RESULTS, METRIC, config.out / "report.html")
+    logarithmic = [name for name, domain in SEARCH_SPACE.items() if isinstance(domain, Interval) and domain.log]
+    write_tune_report(config.out / tuning.RESULTS, METRIC, config.out / "report.html", logarithmic)
     return {
         "best_json": str(config.out / tuning.BEST),
         "results_parquet": str(config.out / tuning.RESULTS),
@@ -86,7 +92,7 @@ def tune_part(dataset: Location, sessions: Path) -> "TunePart":
 
     header = read_header(dataset)
     penalty = header.bankruptcy_penalty
-    part = TunePart(sessions, header.catalog, header.estimator, header.layout, penalty)
+    part = TunePart(sessions.absolute(), header.catalog, header.estimator, header.layout, penalty)
     part.data  # noqa: B018 - sessions that cannot be replayed are an error before the training
     return part
 

@@ -13,7 +13,7 @@ from seqroute_ray.progress import console
 if TYPE_CHECKING:  # the module loads Ray Tune
     from seqroute_ray.training.tune import TrialState
 
-ENDED = ("TERMINATED", "ERROR")
+ENDED = ("finished", "stopped", "failed")
 
 
 class TrialTable:
@@ -38,7 +38,7 @@ class TrialTable:
         for state in states:
             if state.status in ENDED and state.trial not in self._told:
                 self._told.add(state.trial)
-                console.print(f"tune, trials: {len(self._told)}/{self._num_trials} {_line(state)}")
+                console.print(f"tune, trials: {len(self._told)}/{self._num_trials} {_line(state)}", soft_wrap=True)
 
     def _table(self, states: "Sequence[TrialState]") -> Table:
         """The best first."""
@@ -48,17 +48,21 @@ class TrialTable:
         for name in ("trial", "status", "steps", "AIQ", *names):
             table.add_column(name, justify="left" if name in ("trial", "status") else "right")
         for state in sorted(states, key=lambda state: -(state.metric or -1.0)):
-            cells = [state.trial, state.status.lower(), str(state.num_steps), _number(state.metric)]
+            cells = [state.trial, state.status, str(state.num_steps), _aiq(state.metric)]
             table.add_row(*cells, *(_number(state.settings[name]) for name in names))
         return table
 
 
 def _line(state: "TrialState") -> str:
     settings = " ".join(f"{name}={_number(value)}" for name, value in state.settings.items())
-    return f"{state.trial} {state.status.lower()} steps={state.num_steps} aiq={_number(state.metric)} {settings}"
+    return f"{state.trial} {state.status} steps={state.num_steps} aiq={_aiq(state.metric)} {settings}"
+
+
+def _aiq(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _number(value: Any) -> str:
     if isinstance(value, tuple):
         return "-".join(map(str, value))
-    return "-" if value is None else f"{value:.4g}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

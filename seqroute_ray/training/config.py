@@ -61,7 +61,7 @@ class TrainConfig:
     """From a dataset to a policy artefact. Each field is a flag of `seqroute train`."""
 
     dataset: Location  # folder or URI written by `seqroute relabel`
-    out: Path  # folder of the policy artefact; checkpoints go to OUT.checkpoints
+    out: Path  # folder of the policy artefact; checkpoints go to OUT.checkpoints, events to OUT.tensorboard
     cql: CqlConfig = field(default_factory=CqlConfig)
     config: Path | None = None  # JSON of what the --cql flags say, such as `seqroute tune` writes; in their place
     # Session Parquet with every model's outcome: its tune part (all where it names no parts) is replayed at every

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,6 +136,12 @@ def checkpoints_of(config: TrainConfig, header: DatasetHeader) -> Checkpoints:
         "patience": config.patience,
     }
     return Checkpoints.beside(config.out, identity, config.keep_checkpoints, METRIC)
+
+
+def events_dir(config: TrainConfig) -> Path:
+    """Where this run's TensorBoard events are: named as its checkpoints are, so that runs can be compared."""
+    key = checkpoints_of(config, read_header(config.dataset)).folder.name
+    return config.out.with_name(f"{config.out.name}.tensorboard") / key
 
 
 def make_artefact(dataset: DatasetHeader, network: QNetwork, config: CqlConfig) -> PolicyArtefact:

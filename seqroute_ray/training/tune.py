@@ -1,26 +1,30 @@
 """Search for settings: Ray Tune trains by each of some, ASHA stops those that fall behind on the tune part.
 
 Every trial is a training run as `train` makes them, with checkpoints of its own: a trial whose worker dies, and a
-search that is killed and started again, go on where they were.
+search that is killed and started again, go on where they were. Workers train one trial after another.
 """
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray import tune as ray_tune
+from ray.tune import Result, ResultGrid
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 
 from seqroute_ray.core.errors import ConfigError, SeqRouteError
+from seqroute_ray.core.storage import absolute
 from seqroute_ray.training import train as training
 from seqroute_ray.training.config import CqlConfig, TrainConfig, TuneConfig
 from seqroute_ray.training.cql_file import write_cql
@@ -35,8 +39,13 @@ BEST, RESULTS, SETTINGS = "best.json", "results.parquet", "settings.json"
 FIGURES = (METRIC, "aiq_log", "quality", "cost_usd_per_turn", "bankruptcy_rate")  # of a look
 MAX_FAILURES = 3  # of a trial, each followed by another try from its last checkpoint
 CPUS_PER_TRIAL = 1
+TUNE_SETTINGS = {  # the environment is the only way to tell Tune
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # between saves of what it knows of the search, which is what a kill loses
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints on stdout whatever `verbose` says
+}
 
 Settings = dict[str, Any]
+Status = Literal["waiting", "running", "finished", "stopped", "failed"]  # stopped: fell behind (ASHA)
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class TrialState:
     """One row of the table of trials."""
 
     trial: str
-    status: str  # of Tune: PENDING, RUNNING, TERMINATED, ERROR
+    status: Status
     settings: Settings
     num_steps: int  # gradient steps so far
     metric: float | None  # at the last look
@@ -62,6 +71,7 @@ class Tuned:
 
 
 Show = Callable[[Sequence[TrialState]], None]
+_show: ContextVar[Show] = ContextVar("show")  # Tune stores its callbacks with the search, and a terminal cannot be
 
 
 def tune(config: TuneConfig, evaluate: Evaluate, show: Show = lambda _states: None) -> Tuned:
@@ -71,7 +81,15 @@ def tune(config: TuneConfig, evaluate: Evaluate, show: Show = lambda _states: No
     """
     space = search_space(config)
     _claim(config)
-    trials = (config.out / TRIALS).absolute()
+    config = replace(  # workers are in other folders
+        config,
+        dataset=absolute(config.dataset),
+        tune_sessions=config.tune_sessions.absolute(),
+        out=config.out.absolute(),
+    )
+    trials = config.out / TRIALS
+    for name, value in TUNE_SETTINGS.items():
+        os.environ.setdefault(name, value)
     work = ray_tune.with_resources(partial(_run_trial, config=config, evaluate=evaluate), {"CPU": CPUS_PER_TRIAL})
     if ray_tune.Tuner.can_restore(str(trials)):
         tuner = ray_tune.Tuner.restore(str(trials), trainable=work, restart_errored=True, param_space=space)
@@ -91,17 +109,23 @@ def tune(config: TuneConfig, evaluate: Evaluate, show: Show = lambda _states: No
                     grace_period=config.grace_steps,
                     reduction_factor=config.reduction_factor,
                 ),
-                max_concurrent_trials=config.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1))),
+                max_concurrent_trials=None if config.searcher == "random" else max_concurrent(config),
+                reuse_actors=True,  # a process takes seconds to import RLlib
+                trial_dirname_creator=_name,
             ),
             run_config=ray_tune.RunConfig(
                 name=TRIALS,
-                storage_path=str(config.out.absolute()),
+                storage_path=str(config.out),
                 failure_config=ray_tune.FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[ShowTrials(show)],
+                callbacks=[ShowTrials(config.cql.num_steps)],
                 verbose=0,
             ),
         )
-    return _finish(config, tuner.fit())
+    token = _show.set(show)
+    try:
+        return _finish(config, tuner.fit())
+    finally:
+        _show.reset(token)
 
 
 def search_space(config: TuneConfig) -> Settings:
@@ -125,9 +149,14 @@ def settings_of(params: Settings) -> Settings:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
+def max_concurrent(config: TuneConfig) -> int:
+    """Trials at a time: as many as are asked for, or as the cluster has CPUs."""
+    return config.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1)) // CPUS_PER_TRIAL)
+
+
 def _searcher(config: TuneConfig) -> Searcher | BasicVariantGenerator:
-    if config.searcher == "random":
-        return BasicVariantGenerator(random_state=config.seed)
+    if config.searcher == "random":  # heeds its own limit only
+        return BasicVariantGenerator(max_concurrent=max_concurrent(config), random_state=config.seed)
     try:
         import optuna
     except ImportError as error:
@@ -140,7 +169,7 @@ def _searcher(config: TuneConfig) -> Searcher | BasicVariantGenerator:
 
 def _claim(config: TuneConfig) -> None:
     """Make `out` this search's folder. Raises ConfigError when another one is there."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "max_concurrent")}
+    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume")}
     text = json.dumps(settings, indent=1, default=str)
     mark = config.out / SETTINGS
     if mark.exists() and not config.resume:
@@ -152,9 +181,14 @@ def _claim(config: TuneConfig) -> None:
     mark.write_text(text)
 
 
+def _name(trial: Trial) -> str:
+    """Of a trial's folder, and so of its line in TensorBoard."""
+    return str(trial.trial_id)
+
+
 def _run_trial(params: Settings, *, config: TuneConfig, evaluate: Evaluate) -> None:
-    """One trial, in a worker of its own."""
-    folder = config.out.absolute() / POLICIES / ray_tune.get_context().get_trial_id()
+    """One trial, in a worker that had others before."""
+    folder = config.out / POLICIES / ray_tune.get_context().get_trial_id()
     reported = False
 
     def report(done: int, _total: int, figures: dict[str, float]) -> None:
@@ -182,53 +216,63 @@ def _run_trial(params: Settings, *, config: TuneConfig, evaluate: Evaluate) -> N
 class ShowTrials(ray_tune.Callback):
     """Tells of the trials whenever one of them says something."""
 
-    def __init__(self, show: Show) -> None:
-        self._show = show
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
 
     def on_trial_start(self, **event: Any) -> None:
-        self._show(_states(event["trials"]))
+        _show.get()([_state(trial, self._num_steps) for trial in event["trials"]])
 
-    on_trial_result = on_trial_complete = on_trial_error = on_trial_start
-
-
-def _states(trials: Sequence[Trial]) -> list[TrialState]:
-    return [
-        TrialState(
-            trial=trial.trial_id,
-            status=trial.status,
-            settings=settings_of(trial.config),
-            num_steps=int(trial.last_result.get(NUM_STEPS, 0)),
-            metric=trial.last_result.get(METRIC),
-        )
-        for trial in trials
-    ]
+    on_trial_result = on_trial_complete = on_trial_error = on_experiment_end = on_trial_start
 
 
-def _finish(config: TuneConfig, results: Any) -> Tuned:
+def _state(trial: Trial, num_steps: int) -> TrialState:
+    done = int(trial.last_result.get(NUM_STEPS, 0))
+    status: dict[str, Status] = {"RUNNING": "running", "ERROR": "failed", "TERMINATED": _ended(done, num_steps)}
+    return TrialState(
+        trial=trial.trial_id,
+        status=status.get(trial.status, "waiting"),
+        settings=settings_of(trial.config),
+        num_steps=done,
+        metric=trial.last_result.get(METRIC),
+    )
+
+
+def _ended(done: int, num_steps: int) -> Status:
+    return "finished" if done >= num_steps else "stopped"
+
+
+def _finish(config: TuneConfig, results: ResultGrid) -> Tuned:
     """Write best.json and results.parquet. Raises SeqRouteError when no trial was ever judged."""
-    settings, rows = dict[str, Settings](), list[dict[str, Any]]()
-    for result in results:
-        table, own = result.metrics_dataframe, settings_of(result.config)
-        for look in [] if table is None else table.to_dict("records"):
-            settings[look["trial_id"]] = own
-            rows.append(
-                {
-                    "trial": look["trial_id"],
-                    "is_error": result.error is not None,
-                    **{name: _cell(value) for name, value in own.items()},
-                    NUM_STEPS: int(look[NUM_STEPS]),
-                    **{name: float(look[name]) for name in FIGURES if name in look},
-                }
-            )
+    rows = [look for result in results for look in _looks(result, config.cql.num_steps)]
+    rows.sort(key=lambda row: (row["trial"], row[NUM_STEPS]))  # a restart changes Tune's own order
     if not rows:
         first = next((str(result.error) for result in results if result.error), "no trial came to a look")
         raise SeqRouteError(f"{config.out}: every trial failed; the first: {' '.join(first.split())[-300:]}")
     top = max(rows, key=lambda row: row[METRIC])
-    best = replace(config.cql, **settings[top["trial"]])
+    params = next(result.config for result in results if result.metrics.get("trial_id") == top["trial"])
+    best = replace(config.cql, **settings_of(params))
     pq.write_table(pa.Table.from_pylist(rows), config.out / RESULTS)
     write_cql(best, config.out / BEST)
     logger.info("event=tuned out=%s %s=%.4f", config.out, METRIC, top[METRIC])
     return Tuned(best, top[METRIC], len(results), results.num_errors, rows)
+
+
+def _looks(result: Result, num_steps: int) -> list[dict[str, Any]]:
+    """Rows of one trial. A look that a kill made happen twice is one row."""
+    table = result.metrics_dataframe
+    looks = {} if table is None else {int(look[NUM_STEPS]): look for look in table.to_dict("records")}
+    status = "failed" if result.error else _ended(max(looks, default=0), num_steps)
+    settings = {name: _cell(value) for name, value in settings_of(result.config).items()}
+    return [
+        {
+            "trial": look["trial_id"],
+            "status": status,
+            **settings,
+            NUM_STEPS: done,
+            **{name: float(look[name]) for name in FIGURES if name in look},
+        }
+        for done, look in looks.items()
+    ]
 
 
 def _cell(value: Any) -> Any:

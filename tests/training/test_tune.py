@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,45 +24,61 @@ from seqroute_ray.training.search_space import SEARCH_SPACE, Choice
 from seqroute_ray.training.tune import TrialState, settings_of, tune
 
 ROOT = Path(__file__).parent.parent.parent
-CQL = CqlConfig(num_steps=500)
-NUM_TRIALS = 4
+CQL = CqlConfig(num_steps=500, batch_size=128)
+NUM_TRIALS = 3
 
 
 def config_of(dataset: Path | str, tune_sessions: Path, out: Path, **fields: Any) -> TuneConfig:
-    given = {"cql": CQL, "num_trials": NUM_TRIALS, "judge_every": 250, "grace_steps": 250, "max_concurrent": 2}
-    return TuneConfig(dataset=dataset, tune_sessions=tune_sessions, out=out, **{**given, **fields})
+    """One trial after another, so that what happens depends on the seed alone."""
+    given = {"num_trials": NUM_TRIALS, "max_concurrent": 1, "search": ("hidden", "lr")}
+    steps = {"cql": CQL, "judge_every": 250, "grace_steps": 250}
+    return TuneConfig(dataset=dataset, tune_sessions=tune_sessions, out=out, **{**given, **steps, **fields})
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("searcher", ["random", "optuna"])
-def test_the_best_settings_can_be_trained_and_every_look_is_in_the_results(
-    searcher: str, toy_dataset: RelabelReport, toy_tune_sessions: Path, tmp_path: Path
+def test_the_best_settings_train_alone_to_what_they_came_to_in_the_search(
+    searcher: str,
+    toy_dataset: RelabelReport,
+    toy_tune_sessions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    config = config_of(toy_dataset.out, toy_tune_sessions, tmp_path / "t", searcher=searcher)
+    monkeypatch.chdir(tmp_path)  # a relative path means the same in every worker
+    config = config_of(toy_dataset.out, toy_tune_sessions, Path("t"), searcher=searcher)
     result = stages.tune(config)
+    assert capfd.readouterr().out == ""  # stdout is for the JSON line
     assert (result["num_trials"], result["num_errors"]) == (NUM_TRIALS, 0)
     looks = pq.read_table(result["results_parquet"]).to_pylist()
-    assert len({look["trial"] for look in looks}) == NUM_TRIALS
-    assert {look["num_steps"] for look in looks} == {250, 500}
-    top = max(looks, key=lambda look: look["aiq"])
-    assert result["aiq"] == top["aiq"]
-    best = read_cql(Path(result["best_json"]))
-    for name, value in asdict(best).items():
-        if name in SEARCH_SPACE:
-            assert top[name] == ("-".join(map(str, value)) if isinstance(value, tuple) else value), name
-        else:
-            assert value == getattr(CQL, name), name
+    trials = sorted({look["trial"]: look for look in looks})
+    assert len(trials) == NUM_TRIALS
+    assert len({(look["trial"], look["num_steps"]) for look in looks}) == len(looks)
+    for look in looks:
+        last = max(other["num_steps"] for other in looks if other["trial"] == look["trial"])
+        assert look["status"] == {250: "stopped", 500: "finished"}[last]
+    assert {path.parent.name for path in (tmp_path / "t").rglob("events.out.tfevents.*")} == set(trials)
+    assert {path.name.split(".")[0] for path in Path("t/policies").iterdir()} <= set(trials)
     assert "AIQ against each setting" in Path(result["report_html"]).read_text()
-    assert len(list((tmp_path / "t").rglob("events.out.tfevents.*"))) == NUM_TRIALS
-    trained = stages.train(
-        TrainConfig(dataset=toy_dataset.out, out=tmp_path / "p", config=Path(result["best_json"]), checkpoint_every=250)
+
+    top = max(looks, key=lambda look: look["aiq"])
+    best = read_cql(Path(result["best_json"]))
+    assert best == replace(CQL, hidden=tuple(map(int, top["hidden"].split("-"))), lr=top["lr"])
+    if searcher == "random":  # the worker that trained the best settings had others before: nothing of them is left
+        assert not top["trial"].endswith("_00000")
+    alone = TrainConfig(
+        dataset=toy_dataset.out,
+        out=Path("p"),
+        config=Path(result["best_json"]),
+        tune_sessions=toy_tune_sessions,
+        checkpoint_every=250,
     )
-    assert trained["num_steps"] == CQL.num_steps
+    assert stages.train(alone)["aiq"] == result["aiq"] == top["aiq"]
 
 
-def falls_behind(network: QNetwork) -> dict[str, float]:
-    """Wider networks are better: a stand-in for the tune part, so that who must be stopped is known."""
+def wider_is_better(network: QNetwork) -> dict[str, float]:
+    """A stand-in for the tune part, so that who must be stopped is known."""
     return {"aiq": float(network.quality.layers[0][0].shape[1])}
 
 
@@ -69,21 +86,25 @@ def falls_behind(network: QNetwork) -> dict[str, float]:
 @pytest.mark.usefixtures("ray_cluster")
 def test_trials_that_fall_behind_are_stopped_early(toy_dataset: RelabelReport, tmp_path: Path) -> None:
     seen: list[Sequence[TrialState]] = []
-    config = config_of(
-        toy_dataset.out,
-        tmp_path,
-        tmp_path / "t",
-        search=("hidden",),
-        num_trials=6,
-        max_concurrent=1,
-        reduction_factor=2,
-    )
-    tuned = tune(config, falls_behind, seen.append)
-    assert tuned.best == replace(CQL, hidden=(128, 128))
-    steps = {state.settings["hidden"]: state.num_steps for state in seen[-1]}
-    assert steps[(128, 128)] == 500
-    assert min(steps.values()) == 250
-    assert {state.status for state in seen[-1]} == {"TERMINATED"}
+    config = config_of(toy_dataset.out, tmp_path, tmp_path / "t", search=("hidden",), num_trials=4, reduction_factor=2)
+    tuned = tune(config, wider_is_better, seen.append)
+    widths = [state.settings["hidden"][0] for state in seen[-1]]
+    # The rule of ASHA: who is under the median of those that came to 250 steps before ends there.
+    ends = [500, *(250 if widths[i] < np.median(widths[:i]) else 500 for i in range(1, len(widths)))]
+    assert {*ends} == {250, 500}  # or the seed draws no case to see it in
+    assert [(state.num_steps, state.status) for state in seen[-1]] == [
+        (end, "stopped" if end == 250 else "finished") for end in ends
+    ]
+    assert tuned.metric == max(widths)
+
+
+def config_to_kill(dataset: Path | str, tune_sessions: Path, out: Path) -> TuneConfig:
+    """Every trial looks at 250 and at 500 steps before it can be stopped."""
+    return config_of(dataset, tune_sessions, out, cql=replace(CQL, num_steps=750), grace_steps=500)
+
+
+def checkpoint_times(out: Path, trial: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (out / "policies" / f"{trial}.checkpoints").rglob("step-*")}
 
 
 @pytest.mark.ray
@@ -91,9 +112,8 @@ def test_a_killed_search_goes_on_where_it_was(
     toy_dataset: RelabelReport, toy_tune_sessions: Path, tmp_path: Path, ray_cluster: str
 ) -> None:
     out = tmp_path / "t"
-    command = [sys.executable, "-m", "tests.training.kill_tune"]
     killed = subprocess.run(
-        [*command, str(toy_dataset.out), str(toy_tune_sessions), str(out), "2"],
+        [sys.executable, "-m", "tests.training.kill_tune", str(toy_dataset.out), str(toy_tune_sessions), str(out)],
         cwd=ROOT,
         env={**os.environ, "RAY_ADDRESS": ray_cluster},
         capture_output=True,
@@ -101,16 +121,23 @@ def test_a_killed_search_goes_on_where_it_was(
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (out / "best.json").exists()
-    before = {path.name for path in (out / "policies").iterdir()}
-    states: list[Sequence[TrialState]] = []
-    config = config_of(toy_dataset.out, toy_tune_sessions, out)
-    tuned = tune(config, stages.tune_part(config.dataset, toy_tune_sessions), states.append)
-    assert tuned.num_trials == len({row["trial"] for row in tuned.rows}) == NUM_TRIALS
-    assert tuned.num_errors == 0
-    assert {row["trial"] for row in tuned.rows} & {name.removesuffix(".checkpoints") for name in before}
-    assert (out / "best.json").exists()
+    first, second = sorted(path.name.split(".")[0] for path in (out / "trials").iterdir() if path.is_dir())
+    before = checkpoint_times(out, first)
+    assert before  # the first trial had ended; the second had looked twice
+    seen: list[Sequence[TrialState]] = []
+    config = config_to_kill(toy_dataset.out, toy_tune_sessions, out)
+    tuned = tune(config, stages.tune_part(config.dataset, toy_tune_sessions), seen.append)
+    assert checkpoint_times(out, first) == before
+    looks = [json.loads(line)["num_steps"] for line in (out / "trials" / second / "result.json").open()]
+    assert looks.count(250) == 1  # from a checkpoint, not from the start
+    trials = {state.trial for state in seen[-1]}
+    assert {first, second} < trials == {row["trial"] for row in tuned.rows}
+    assert (tuned.num_trials, tuned.num_errors, len(trials)) == (NUM_TRIALS, 0, NUM_TRIALS)
+    assert len({(row["trial"], row["num_steps"]) for row in tuned.rows}) == len(tuned.rows)
+    again = tune(config, fails)  # all is done: nothing is trained
+    assert (again.best, again.rows) == (tuned.best, tuned.rows)
     with pytest.raises(ConfigError, match="holds a search of other settings; choose another --out, or --no-resume"):
-        tune(replace(config, seed=1), falls_behind)
+        tune(replace(config, seed=1), fails)
 
 
 def fails(_network: QNetwork) -> dict[str, float]:
@@ -144,7 +171,7 @@ def test_a_search_that_makes_no_sense_is_refused(fields: dict[str, int], words: 
 
 def test_a_setting_that_is_not_searched_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="search has no setting 'gama'; there are cql_alpha, lr"):
-        tune(config_of(tmp_path, tmp_path, tmp_path / "t", search=("gama",)), falls_behind)
+        tune(config_of(tmp_path, tmp_path, tmp_path / "t", search=("gama",)), fails)
     assert not (tmp_path / "t").exists()
 
 
@@ -158,8 +185,9 @@ def test_every_searched_setting_is_one_of_training_and_holds_its_default() -> No
                 replace(CqlConfig(), **{name: value})
         else:
             assert domain.low <= default <= domain.high
-            for value in (domain.low, domain.high):
-                replace(CqlConfig(), **{name: value})
+            ends: tuple[Any, ...] = (domain.low, domain.high)
+            for end in ends:
+                replace(CqlConfig(), **{name: end})
 
 
 def test_settings_go_through_their_file_and_flags_beside_it_are_refused(tmp_path: Path) -> None:
