@@ -27,7 +27,7 @@ def test_more_learners_than_cpus_are_refused_at_once() -> None:
         check_placement(learners(5))
     with pytest.raises(ConfigError, match="3 learners of 2 CPU each need 6 CPU, the cluster has 4"):
         check_placement(learners(3, num_cpus_per_learner=2))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < TIMEOUT_S  # nothing was waited for
     check_placement(learners(2))
 
 
