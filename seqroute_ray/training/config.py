@@ -95,7 +95,7 @@ class TuneConfig:
     search: tuple[str, ...] = ()  # settings to search, of search_space.SEARCH_SPACE; () is all of them
     num_trials: int = 16
     searcher: Searcher = "random"  # optuna: its tree-structured Parzen estimator; needs the extra `optuna`
-    max_concurrent: int | None = None  # trials at a time, a CPU each; None: as many as the cluster has CPUs
+    max_concurrent: int | None = None  # trials at a time, a CPU each; None: as many as the cluster has room for
     judge_every: int = 500  # gradient steps between looks at the tune part
     grace_steps: int = 1000  # gradient steps that every trial gets
     reduction_factor: int = 3  # of the trials that come as far, one in so many goes on (ASHA)
@@ -110,7 +110,7 @@ class TuneConfig:
             raise ConfigError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise ConfigError(
-                f"max_concurrent must be at least 1, got {self.max_concurrent}; leave it out for all CPUs"
+                f"max_concurrent must be at least 1, got {self.max_concurrent}; leave it out for all there is room for"
             )
         if self.grace_steps > self.cql.num_steps:
             raise ConfigError(

@@ -18,18 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray import tune as ray_tune
-from ray.tune import Result, ResultGrid
+from ray.tune import PlacementGroupFactory, Result, ResultGrid
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 
+from seqroute_ray.core.dataset import read_header
 from seqroute_ray.core.errors import ConfigError, SeqRouteError
 from seqroute_ray.core.storage import absolute
 from seqroute_ray.training import train as training
 from seqroute_ray.training.config import CqlConfig, TrainConfig, TuneConfig
 from seqroute_ray.training.cql_file import write_cql
+from seqroute_ray.training.placement import WAY_OUT, in_words
+from seqroute_ray.training.rllib import DiscreteCQL
 from seqroute_ray.training.search_space import SEARCH_SPACE, Choice
-from seqroute_ray.training.train import METRIC, Evaluate
+from seqroute_ray.training.sources import open_dataset
+from seqroute_ray.training.train import METRIC, Evaluate, algorithm_config
 
 logger = logging.getLogger(__name__)
 NUM_STEPS = "num_steps"
@@ -38,7 +42,6 @@ POLICIES = "policies"  # checkpoints and policies of the trials
 BEST, RESULTS, SETTINGS = "best.json", "results.parquet", "settings.json"
 FIGURES = (METRIC, "aiq_log", "quality", "cost_usd_per_turn", "bankruptcy_rate")  # of a look
 MAX_FAILURES = 3  # of a trial, each followed by another try from its last checkpoint
-CPUS_PER_TRIAL = 1
 TUNE_SETTINGS = {  # the environment is the only way to tell Tune
     "TUNE_GLOBAL_CHECKPOINT_S": "1",  # between saves of what it knows of the search, which is what a kill loses
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints on stdout whatever `verbose` says
@@ -79,7 +82,8 @@ def tune(config: TuneConfig, evaluate: Evaluate, show: Show = lambda _states: No
 
     Raises ConfigError for a search that makes no sense or an `out` of another one, SeqRouteError when all trials fail.
     """
-    space = search_space(config)
+    space, resources = search_space(config), resources_of(config)
+    num_concurrent = max_concurrent(config, resources.required_resources)
     _claim(config)
     config = replace(  # workers are in other folders
         config,
@@ -90,7 +94,7 @@ def tune(config: TuneConfig, evaluate: Evaluate, show: Show = lambda _states: No
     trials = config.out / TRIALS
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
-    work = ray_tune.with_resources(partial(_run_trial, config=config, evaluate=evaluate), {"CPU": CPUS_PER_TRIAL})
+    work = ray_tune.with_resources(partial(_run_trial, config=config, evaluate=evaluate), resources)
     if ray_tune.Tuner.can_restore(str(trials)):
         tuner = ray_tune.Tuner.restore(str(trials), trainable=work, restart_errored=True, param_space=space)
         logger.info("event=search_resumed folder=%s", trials)
@@ -102,14 +106,14 @@ def tune(config: TuneConfig, evaluate: Evaluate, show: Show = lambda _states: No
                 metric=METRIC,
                 mode="max",
                 num_samples=config.num_trials,
-                search_alg=_searcher(config),
+                search_alg=_searcher(config, num_concurrent),
                 scheduler=ASHAScheduler(
                     time_attr=NUM_STEPS,
                     max_t=config.cql.num_steps,
                     grace_period=config.grace_steps,
                     reduction_factor=config.reduction_factor,
                 ),
-                max_concurrent_trials=None if config.searcher == "random" else max_concurrent(config),
+                max_concurrent_trials=None if config.searcher == "random" else num_concurrent,
                 reuse_actors=True,  # a process takes seconds to import RLlib
                 trial_dirname_creator=_name,
             ),
@@ -149,14 +153,30 @@ def settings_of(params: Settings) -> Settings:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
-def max_concurrent(config: TuneConfig) -> int:
-    """Trials at a time: as many as are asked for, or as the cluster has CPUs."""
-    return config.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1)) // CPUS_PER_TRIAL)
+def resources_of(config: TuneConfig) -> PlacementGroupFactory:
+    """What a trial needs: a process that trains, and learners of its own if it has some. Raises DataError."""
+    open_rows = partial(open_dataset, absolute(config.dataset), config.cql.sampling, config.cql.memory_mb)
+    penalty = read_header(config.dataset).bankruptcy_penalty
+    return DiscreteCQL.default_resource_request(algorithm_config(open_rows, config.cql, penalty))
 
 
-def _searcher(config: TuneConfig) -> Searcher | BasicVariantGenerator:
+def max_concurrent(config: TuneConfig, each: dict[str, float]) -> int:
+    """Trials at a time: as many as are asked for, at most as many as the cluster has room for.
+
+    Raises ConfigError when it has room for none: Tune would wait in silence.
+    """
+    total = ray.cluster_resources()
+    lacking = {name: amount for name, amount in each.items() if amount > total.get(name, 0)}
+    if lacking:
+        has = in_words({name: total.get(name, 0) for name in lacking})
+        raise ConfigError(f"a trial needs {in_words(lacking)}, the cluster has {has}; {WAY_OUT}")
+    room = min(int(total[name] // amount) for name, amount in each.items())
+    return min(config.max_concurrent or room, room)
+
+
+def _searcher(config: TuneConfig, num_concurrent: int) -> Searcher | BasicVariantGenerator:
     if config.searcher == "random":  # heeds its own limit only
-        return BasicVariantGenerator(max_concurrent=max_concurrent(config), random_state=config.seed)
+        return BasicVariantGenerator(max_concurrent=num_concurrent, random_state=config.seed)
     try:
         import optuna
     except ImportError as error:

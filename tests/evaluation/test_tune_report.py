@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,17 +30,17 @@ def test_every_setting_has_a_plot_with_a_point_a_trial() -> None:
     plots = {axis.get_xlabel(): axis for axis in figure.axes if axis.get_xlabel()}
     assert list(plots) == ["lr", "hidden", "batch_size"]
     assert [plots[name].get_xscale() for name in plots] == ["log", "linear", "linear"]
-    points = {name: axis.collections[1].get_offsets().tolist() for name, axis in plots.items()}
+    points = {name: np.asarray(axis.collections[1].get_offsets()).tolist() for name, axis in plots.items()}
     assert points["lr"] == [[0.001, 0.7], [0.004, 0.65]]
     assert points["hidden"] == [[1, 0.7], [0, 0.65]]  # by width
     assert [label.get_text() for label in plots["batch_size"].get_xticklabels()] == ["512", "1024"]
-    ring = plots["lr"].collections[0].get_offsets().tolist()
+    ring = np.asarray(plots["lr"].collections[0].get_offsets()).tolist()
     assert ring == [[0.001, 0.7]]
 
 
 def test_the_best_trial_is_drawn_last_and_strong() -> None:
     lines = over_steps(LOOKS, "aiq").axes[0].lines
-    assert [list(line.get_xdata()) for line in lines] == [[10], [10, 20, 30]]
+    assert [np.asarray(line.get_xdata()).tolist() for line in lines] == [[10], [10, 20, 30]]
     assert lines[1].get_linewidth() > lines[0].get_linewidth()
 
 

@@ -21,7 +21,7 @@ from seqroute_ray.data.relabel import RelabelReport
 from seqroute_ray.training.config import CqlConfig, TrainConfig, TuneConfig
 from seqroute_ray.training.cql_file import read_cql, with_file, write_cql
 from seqroute_ray.training.search_space import SEARCH_SPACE, Choice
-from seqroute_ray.training.tune import TrialState, settings_of, tune
+from seqroute_ray.training.tune import TrialState, max_concurrent, resources_of, settings_of, tune
 
 ROOT = Path(__file__).parent.parent.parent
 CQL = CqlConfig(num_steps=500, batch_size=128)
@@ -159,7 +159,10 @@ def test_a_search_whose_trials_all_fail_says_why(
     [
         ({"num_trials": 0}, "num_trials must be at least 1, got 0"),
         ({"reduction_factor": 1}, "reduction_factor must be at least 2, got 1"),
-        ({"max_concurrent": 0}, "max_concurrent must be at least 1, got 0; leave it out for all CPUs"),
+        (
+            {"max_concurrent": 0},
+            "max_concurrent must be at least 1, got 0; leave it out for all there is room for",
+        ),
         ({"grace_steps": 501}, "grace_steps 501 is more than cql.num_steps 500: no trial could be stopped; lower it"),
     ],
 )
@@ -167,6 +170,24 @@ def test_a_search_that_makes_no_sense_is_refused(fields: dict[str, int], words: 
     with pytest.raises(ConfigError) as caught:
         config_of(tmp_path, tmp_path, tmp_path, **fields)
     assert str(caught.value) == words
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_would_wait_for_ever_is_refused_before_the_search(
+    toy_dataset: RelabelReport, tmp_path: Path
+) -> None:
+    config = config_of(toy_dataset.out, tmp_path, tmp_path / "t", max_concurrent=None)
+    each = {learners: replace(config, cql=replace(CQL, num_learners=learners)) for learners in (0, 1, 4)}
+    room = {n: max_concurrent(one, resources_of(one).required_resources) for n, one in each.items() if n < 4}
+    assert room == {0: 4, 1: 2}  # of 4 CPUs
+    words = r"a trial needs 5 CPU, the cluster has 4 CPU; lower num_learners or num_gpus_per_learner, or add nodes"
+    with pytest.raises(ConfigError, match=words):
+        tune(each[4], fails)
+    gpu = replace(config, cql=replace(CQL, num_gpus_per_learner=1))
+    with pytest.raises(ConfigError, match="a trial needs 1 GPU, the cluster has 0 GPU"):
+        tune(gpu, fails)
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_setting_that_is_not_searched_is_named(tmp_path: Path) -> None:
