@@ -83,6 +83,7 @@ def _scatter(axis: Axes, name: str, trials: Sequence[Row], metric: str, steps: S
     else:
         axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.set_xlabel(name)
+    axis.margins(0.1)  # the ring is larger than a point
     axis.scatter(values[:1], [trials[0][metric]], s=130, facecolors="none", edgecolors=BEST, linewidths=1.8)
     return axis.scatter(values, [trial[metric] for trial in trials], c=steps, cmap="viridis", s=28)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -38,9 +39,9 @@ from seqroute_ray.training.train import METRIC, Evaluate, algorithm_config
 logger = logging.getLogger(__name__)
 NUM_STEPS = "num_steps"
 TRIALS = "trials"  # Tune's own folder in `out`
-POLICIES = "policies"  # checkpoints and policies of the trials
+POLICIES = "policies"  # checkpoints and policies of the trials, and what the looks at them saw
 BEST, RESULTS, SETTINGS = "best.json", "results.parquet", "settings.json"
-FIGURES = (METRIC, "aiq_log", "quality", "cost_usd_per_turn", "bankruptcy_rate")  # of a look
+FIGURES = (METRIC, "aiq_log", "quality", "cost_usd_per_turn", "bankruptcy_rate")  # of a look at the tune part
 MAX_FAILURES = 3  # of a trial, each followed by another try from its last checkpoint
 TUNE_SETTINGS = {  # the environment is the only way to tell Tune
     "TUNE_GLOBAL_CHECKPOINT_S": "1",  # between saves of what it knows of the search, which is what a kill loses
@@ -48,6 +49,7 @@ TUNE_SETTINGS = {  # the environment is the only way to tell Tune
 }
 
 Settings = dict[str, Any]
+Looks = dict[int, dict[str, float]]  # FIGURES by gradient steps
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]  # stopped: fell behind (ASHA)
 
 
@@ -84,6 +86,7 @@ def tune(config: TuneConfig, evaluate: Evaluate, show: Show = lambda _states: No
     """
     space, resources = search_space(config), resources_of(config)
     num_concurrent = max_concurrent(config, resources.required_resources)
+    searcher = _searcher(config, num_concurrent)
     _claim(config)
     config = replace(  # workers are in other folders
         config,
@@ -106,7 +109,7 @@ def tune(config: TuneConfig, evaluate: Evaluate, show: Show = lambda _states: No
                 metric=METRIC,
                 mode="max",
                 num_samples=config.num_trials,
-                search_alg=_searcher(config, num_concurrent),
+                search_alg=searcher,
                 scheduler=ASHAScheduler(
                     time_attr=NUM_STEPS,
                     max_t=config.cql.num_steps,
@@ -208,16 +211,17 @@ def _name(trial: Trial) -> str:
 
 def _run_trial(params: Settings, *, config: TuneConfig, evaluate: Evaluate) -> None:
     """One trial, in a worker that had others before."""
-    folder = config.out / POLICIES / ray_tune.get_context().get_trial_id()
-    reported = False
+    trial = ray_tune.get_context().get_trial_id()
+    folder, looks = config.out / POLICIES / trial, _read_looks(config, trial)
+    num_before = len(looks)
 
     def report(done: int, _total: int, figures: dict[str, float]) -> None:
-        nonlocal reported
         if METRIC in figures:
-            reported = True
-            ray_tune.report({NUM_STEPS: done, **figures})
+            looks[done] = {name: figures[name] for name in FIGURES if name in figures}
+            _write_looks(config, trial, looks)
+            ray_tune.report({NUM_STEPS: done, **looks[done]})
 
-    trained = training.train(
+    training.train(
         TrainConfig(
             dataset=config.dataset,
             out=folder,
@@ -229,8 +233,22 @@ def _run_trial(params: Settings, *, config: TuneConfig, evaluate: Evaluate) -> N
         report,
         evaluate,
     )
-    if not reported:  # it was at its end when it was killed
-        ray_tune.report({NUM_STEPS: trained.num_steps, **trained.metrics})
+    if len(looks) == num_before:  # it was at its end when it was killed
+        ray_tune.report({NUM_STEPS: max(looks), **looks[max(looks)]})
+
+
+def _read_looks(config: TuneConfig, trial: str) -> Looks:
+    """What was seen of a trial so far. Tune's own files lag behind, and a kill would lose looks."""
+    path = config.out / POLICIES / f"{trial}.looks.json"
+    return {int(done): figures for done, figures in json.loads(path.read_text()).items()} if path.exists() else {}
+
+
+def _write_looks(config: TuneConfig, trial: str, looks: Looks) -> None:
+    path = config.out / POLICIES / f"{trial}.looks.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(looks))
+    unfinished.rename(path)
 
 
 class ShowTrials(ray_tune.Callback):
@@ -263,13 +281,13 @@ def _ended(done: int, num_steps: int) -> Status:
 
 def _finish(config: TuneConfig, results: ResultGrid) -> Tuned:
     """Write best.json and results.parquet. Raises SeqRouteError when no trial was ever judged."""
-    rows = [look for result in results for look in _looks(result, config.cql.num_steps)]
+    rows = [row for result in results for row in _rows(config, result)]
     rows.sort(key=lambda row: (row["trial"], row[NUM_STEPS]))  # a restart changes Tune's own order
     if not rows:
         first = next((str(result.error) for result in results if result.error), "no trial came to a look")
         raise SeqRouteError(f"{config.out}: every trial failed; the first: {' '.join(first.split())[-300:]}")
     top = max(rows, key=lambda row: row[METRIC])
-    params = next(result.config for result in results if result.metrics.get("trial_id") == top["trial"])
+    params = next(result.config for result in results if _trial_of(result) == top["trial"])
     best = replace(config.cql, **settings_of(params))
     pq.write_table(pa.Table.from_pylist(rows), config.out / RESULTS)
     write_cql(best, config.out / BEST)
@@ -277,22 +295,19 @@ def _finish(config: TuneConfig, results: ResultGrid) -> Tuned:
     return Tuned(best, top[METRIC], len(results), results.num_errors, rows)
 
 
-def _looks(result: Result, num_steps: int) -> list[dict[str, Any]]:
-    """Rows of one trial. A look that a kill made happen twice is one row."""
-    table = result.metrics_dataframe
-    looks = {} if table is None else {int(look[NUM_STEPS]): look for look in table.to_dict("records")}
-    status = "failed" if result.error else _ended(max(looks, default=0), num_steps)
+def _rows(config: TuneConfig, result: Result) -> list[dict[str, Any]]:
+    trial = _trial_of(result)
+    looks = _read_looks(config, trial)
+    status = "failed" if result.error else _ended(max(looks, default=0), config.cql.num_steps)
     settings = {name: _cell(value) for name, value in settings_of(result.config).items()}
     return [
-        {
-            "trial": look["trial_id"],
-            "status": status,
-            **settings,
-            NUM_STEPS: done,
-            **{name: float(look[name]) for name in FIGURES if name in look},
-        }
-        for done, look in looks.items()
+        {"trial": trial, "status": status, **settings, NUM_STEPS: done, **figures}
+        for done, figures in sorted(looks.items())
     ]
+
+
+def _trial_of(result: Result) -> str:
+    return Path(result.path).name  # see _name
 
 
 def _cell(value: Any) -> Any:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,9 +38,7 @@ def config_of(dataset: Path | str, tune_sessions: Path, out: Path, **fields: Any
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("searcher", ["random", "optuna"])
 def test_the_best_settings_train_alone_to_what_they_came_to_in_the_search(
-    searcher: str,
     toy_dataset: RelabelReport,
     toy_tune_sessions: Path,
     tmp_path: Path,
@@ -47,7 +46,7 @@ def test_the_best_settings_train_alone_to_what_they_came_to_in_the_search(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a relative path means the same in every worker
-    config = config_of(toy_dataset.out, toy_tune_sessions, Path("t"), searcher=searcher)
+    config = config_of(toy_dataset.out, toy_tune_sessions, Path("t"))
     result = stages.tune(config)
     assert capfd.readouterr().out == ""  # stdout is for the JSON line
     assert (result["num_trials"], result["num_errors"]) == (NUM_TRIALS, 0)
@@ -65,8 +64,8 @@ def test_the_best_settings_train_alone_to_what_they_came_to_in_the_search(
     top = max(looks, key=lambda look: look["aiq"])
     best = read_cql(Path(result["best_json"]))
     assert best == replace(CQL, hidden=tuple(map(int, top["hidden"].split("-"))), lr=top["lr"])
-    if searcher == "random":  # the worker that trained the best settings had others before: nothing of them is left
-        assert not top["trial"].endswith("_00000")
+    # The worker that trained the best settings had others before: nothing of them is left.
+    assert not top["trial"].endswith("_00000")
     alone = TrainConfig(
         dataset=toy_dataset.out,
         out=Path("p"),
@@ -84,9 +83,10 @@ def wider_is_better(network: QNetwork) -> dict[str, float]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_trials_that_fall_behind_are_stopped_early(toy_dataset: RelabelReport, tmp_path: Path) -> None:
+def test_trials_of_optuna_that_fall_behind_are_stopped_early(toy_dataset: RelabelReport, tmp_path: Path) -> None:
     seen: list[Sequence[TrialState]] = []
-    config = config_of(toy_dataset.out, tmp_path, tmp_path / "t", search=("hidden",), num_trials=4, reduction_factor=2)
+    fields: dict[str, Any] = {"searcher": "optuna", "search": ("hidden",), "reduction_factor": 2}
+    config = config_of(toy_dataset.out, tmp_path, tmp_path / "t", **fields)
     tuned = tune(config, wider_is_better, seen.append)
     widths = [state.settings["hidden"][0] for state in seen[-1]]
     # The rule of ASHA: who is under the median of those that came to 250 steps before ends there.
@@ -124,12 +124,19 @@ def test_a_killed_search_goes_on_where_it_was(
     first, second = sorted(path.name.split(".")[0] for path in (out / "trials").iterdir() if path.is_dir())
     before = checkpoint_times(out, first)
     assert before  # the first trial had ended; the second had looked twice
+    looks = json.loads((out / "policies" / f"{second}.looks.json").read_text())
+    assert set(looks) >= {"250", "500"}  # a worker lives on a little without its search
+    killed_at = int(time.time())
     seen: list[Sequence[TrialState]] = []
     config = config_to_kill(toy_dataset.out, toy_tune_sessions, out)
     tuned = tune(config, stages.tune_part(config.dataset, toy_tune_sessions), seen.append)
     assert checkpoint_times(out, first) == before
-    looks = [json.loads(line)["num_steps"] for line in (out / "trials" / second / "result.json").open()]
-    assert looks.count(250) == 1  # from a checkpoint, not from the start
+    lines = [json.loads(line) for line in (out / "trials" / second / "result.json").open()]
+    later = [line["num_steps"] for line in lines if line["timestamp"] > killed_at]
+    assert later
+    assert 250 not in later  # from a checkpoint, not from the start
+    kept = {str(row["num_steps"]): row["aiq"] for row in tuned.rows if row["trial"] == second}
+    assert kept.items() >= {steps: figures["aiq"] for steps, figures in looks.items()}.items()
     trials = {state.trial for state in seen[-1]}
     assert {first, second} < trials == {row["trial"] for row in tuned.rows}
     assert (tuned.num_trials, tuned.num_errors, len(trials)) == (NUM_TRIALS, 0, NUM_TRIALS)
