@@ -11,7 +11,7 @@ from rich.table import Table
 from seqroute_ray.progress import console
 
 if TYPE_CHECKING:  # the module loads Ray Tune
-    from seqroute_ray.training.tune import TrialState
+    from seqroute_ray.training.trial_states import TrialState
 
 ENDED = ("finished", "stopped", "failed")
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from seqroute_ray import trial_table
-from seqroute_ray.training.tune import TrialState
+from seqroute_ray.training.trial_states import TrialState
 from seqroute_ray.trial_table import TrialTable
 
 FIRST = TrialState("one", "running", {"lr": 0.00123456, "hidden": (64, 64)}, 250, 0.51239)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.stages import tune_part
-from seqroute_ray.training.tune import TrialState, tune
+from seqroute_ray.training.trial_states import TrialState
+from seqroute_ray.training.tune import tune
 from tests.training.test_tune import config_to_kill
 
 _, DATASET, TUNE_SESSIONS, OUT = sys.argv

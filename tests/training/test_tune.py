@@ -22,7 +22,9 @@ from seqroute_ray.data.relabel import RelabelReport
 from seqroute_ray.training.config import CqlConfig, TrainConfig, TuneConfig
 from seqroute_ray.training.cql_file import read_cql, with_file, write_cql
 from seqroute_ray.training.search_space import SEARCH_SPACE, Choice
-from seqroute_ray.training.tune import TrialState, max_concurrent, resources_of, settings_of, tune
+from seqroute_ray.training.trial import settings_of
+from seqroute_ray.training.trial_states import TrialState
+from seqroute_ray.training.tune import max_concurrent, resources_of, tune
 
 ROOT = Path(__file__).parent.parent.parent
 CQL = CqlConfig(num_steps=500, batch_size=128)
@@ -85,7 +87,7 @@ def wider_is_better(network: QNetwork) -> dict[str, float]:
 @pytest.mark.usefixtures("ray_cluster")
 def test_trials_of_optuna_that_fall_behind_are_stopped_early(toy_dataset: RelabelReport, tmp_path: Path) -> None:
     seen: list[Sequence[TrialState]] = []
-    fields: dict[str, Any] = {"searcher": "optuna", "search": ("hidden",), "reduction_factor": 2}
+    fields: dict[str, Any] = {"searcher": "optuna", "search": ("hidden",), "reduction_factor": 2, "seed": 1}
     config = config_of(toy_dataset.out, tmp_path, tmp_path / "t", **fields)
     tuned = tune(config, wider_is_better, seen.append)
     widths = [state.settings["hidden"][0] for state in seen[-1]]
