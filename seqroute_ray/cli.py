@@ -21,7 +21,7 @@ from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.quickstart import QuickstartConfig
 from seqroute_ray.serving.serve import ServeConfig
-from seqroute_ray.training.config import TrainConfig
+from seqroute_ray.training.config import TrainConfig, TuneConfig
 
 Result = dict[str, Any]
 Flat = tyro.conf.arg(name="")  # the config's fields are the command's flags, without a prefix
@@ -89,6 +89,13 @@ def train(config: Annotated[TrainConfig, Flat], dry_run: bool = False) -> Result
     return train(config)
 
 
+def tune(config: Annotated[TuneConfig, Flat]) -> Result:
+    """Search for settings of training with Ray Tune, judged on the tune part."""
+    from seqroute_ray.stages import tune
+
+    return tune(config)
+
+
 def calibrate(config: Annotated[CalibrateConfig, Flat]) -> Result:
     """Choose on the tune part what a bankruptcy costs the policy, by budget."""
     from seqroute_ray.stages import calibrate
@@ -142,6 +149,7 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "relabel": relabel,
     "inspect": inspect,
     "train": train,
+    "tune": tune,
     "calibrate": calibrate,
     "add-model": add_model,
     "remove-model": remove_model,

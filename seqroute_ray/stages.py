@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqroute_ray.core.dataset import read_header
+from seqroute_ray.core.sessions import open_sessions
 from seqroute_ray.core.storage import Location
 from seqroute_ray.data.importer import ImportConfig, check, import_logs
 from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
@@ -15,7 +16,10 @@ from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.progress import Update, bar, console
 from seqroute_ray.ray_session import ray_session
-from seqroute_ray.training.config import TrainConfig
+from seqroute_ray.training.config import TrainConfig, TuneConfig
+from seqroute_ray.training.cql_file import with_file
+from seqroute_ray.training.search_space import SEARCH_SPACE, Interval
+from seqroute_ray.trial_table import TrialTable
 
 if TYPE_CHECKING:  # evaluating loads much that other stages do not need
     from seqroute_ray.evaluation.evaluate import Kept
@@ -41,6 +45,8 @@ def import_(config: ImportConfig) -> Result:
 
 def relabel(config: RelabelConfig) -> Result:
     """Relabel on Ray Data or in this process; see RelabelReport for the fields."""
+    with open_sessions(config.sessions):
+        pass  # it is there: asked before Ray, whose start takes its time
     with ray_session() if config.runner == "ray" else nullcontext(), bar("relabel, shards") as update:
         started = time.monotonic()
 
@@ -55,21 +61,47 @@ def relabel(config: RelabelConfig) -> Result:
 def train(config: TrainConfig) -> Result:
     """Train on RLlib and write the artefact."""
     from seqroute_ray.training import train as training
+    from seqroute_ray.training.event_files import EventFiles
 
+    config = with_file(config)
     title = "train, steps" if config.cql.td_weight else "train (behaviour cloning), steps"
     evaluate = None if config.tune_sessions is None else tune_part(config.dataset, config.tune_sessions)
-    with ray_session(), bar(title) as update:
-        trained = training.train(
-            config,
-            lambda done, total, losses: update(done, total, " ".join(f"{k}={v:.4f}" for k, v in losses.items())),
-            evaluate,
-        )
+    events_dir = training.events_dir(config)
+    with ray_session(), EventFiles(events_dir) as events, bar(title) as update:
+
+        def show(done: int, total: int, figures: dict[str, float]) -> None:
+            events.write(done, figures)
+            update(done, total, " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
+
+        trained = training.train(config, show, evaluate)
     return {
         "policy_dir": str(config.out),
         "policy_version": trained.artefact.version,
         "num_steps": trained.num_steps,
         "checkpoints_dir": str(trained.checkpoints.folder),
+        "tensorboard_dir": str(events_dir.parent),
         **trained.metrics,
+    }
+
+
+def tune(config: TuneConfig) -> Result:
+    """Search for settings on the tune part; writes best.json, results.parquet and report.html."""
+    from seqroute_ray.evaluation.tune_report import write_tune_report
+    from seqroute_ray.training import tune as tuning
+    from seqroute_ray.training.train import METRIC
+
+    evaluate = tune_part(config.dataset, config.tune_sessions)
+    with ray_session(), TrialTable(config.num_trials) as table:
+        tuned = tuning.tune(config, evaluate, table.show)
+    logarithmic = [name for name, domain in SEARCH_SPACE.items() if isinstance(domain, Interval) and domain.log]
+    write_tune_report(config.out / tuning.RESULTS, METRIC, config.out / "report.html", logarithmic)
+    return {
+        "best_json": str(config.out / tuning.BEST),
+        "results_parquet": str(config.out / tuning.RESULTS),
+        "report_html": str(config.out / "report.html"),
+        METRIC: tuned.metric,
+        "num_trials": tuned.num_trials,
+        "num_errors": tuned.num_errors,
     }
 
 
@@ -79,7 +111,7 @@ def tune_part(dataset: Location, sessions: Path) -> "TunePart":
 
     header = read_header(dataset)
     penalty = header.bankruptcy_penalty
-    part = TunePart(sessions, header.catalog, header.estimator, header.layout, penalty)
+    part = TunePart(sessions.absolute(), header.catalog, header.estimator, header.layout, penalty)
     part.data  # noqa: B018 - sessions that cannot be replayed are an error before the training
     return part
 

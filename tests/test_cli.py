@@ -22,7 +22,9 @@ def test_sample_and_import_print_one_json_line_each(tmp_path: Path) -> None:
     sampled = seqroute("sample", "--num-sessions", "30", "--out", "logs.parquet", cwd=tmp_path)
     assert sampled.returncode == 0, sampled.stderr
     assert json.loads(sampled.stdout)["num_rows"] == pq.read_metadata(tmp_path / "logs.parquet").num_rows
-    imported = seqroute("import", "--logs", "logs.parquet", "--out", "sessions.parquet", cwd=tmp_path)
+    imported = seqroute(
+        "import", "--runner", "local", "--logs", "logs.parquet", "--out", "sessions.parquet", cwd=tmp_path
+    )
     assert imported.returncode == 0, imported.stderr
     assert imported.stdout.count("\n") == 1
     report = json.loads(imported.stdout)

@@ -8,6 +8,7 @@ from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.storage import Location
 
 Sampling = Literal["uniform", "stratified"]
+Searcher = Literal["random", "optuna"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +61,9 @@ class TrainConfig:
     """From a dataset to a policy artefact. Each field is a flag of `seqroute train`."""
 
     dataset: Location  # folder or URI written by `seqroute relabel`
-    out: Path  # folder of the policy artefact; checkpoints go to OUT.checkpoints
+    out: Path  # folder of the policy artefact; checkpoints go to OUT.checkpoints, events to OUT.tensorboard
     cql: CqlConfig = field(default_factory=CqlConfig)
+    config: Path | None = None  # JSON of what the --cql flags say, such as `seqroute tune` writes; in their place
     # Session Parquet with every model's outcome: its tune part (all where it names no parts) is replayed at every
     # checkpoint, and the best checkpoint becomes the policy. None: the last one does.
     tune_sessions: Path | None = None
@@ -79,4 +81,39 @@ class TrainConfig:
         if self.patience is not None and self.tune_sessions is None:
             raise ConfigError(
                 f"patience {self.patience} needs a metric to lose patience with: give --tune-sessions, or leave it out"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneConfig:
+    """A search for the settings of training. Each field is a flag of `seqroute tune`."""
+
+    dataset: Location  # folder or URI written by `seqroute relabel`
+    tune_sessions: Path  # session Parquet with every model's outcome: its tune part judges the trials
+    out: Path  # folder: best.json for `seqroute train --config`, results.parquet, report.html, the trials
+    cql: CqlConfig = field(default_factory=CqlConfig)  # what is not searched
+    search: tuple[str, ...] = ()  # settings to search, of search_space.SEARCH_SPACE; () is all of them
+    num_trials: int = 16
+    searcher: Searcher = "random"  # optuna: its tree-structured Parzen estimator; needs the extra `optuna`
+    max_concurrent: int | None = None  # trials at a time, a CPU each; None: as many as the cluster has room for
+    judge_every: int = 500  # gradient steps between looks at the tune part
+    grace_steps: int = 1000  # gradient steps that every trial gets
+    reduction_factor: int = 3  # of the trials that come as far, one in so many goes on (ASHA)
+    seed: int = 0
+    resume: bool = True  # go on with an unfinished search of the same settings in `out`
+
+    def __post_init__(self) -> None:
+        for name in ("num_trials", "judge_every", "grace_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.reduction_factor < 2:
+            raise ConfigError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise ConfigError(
+                f"max_concurrent must be at least 1, got {self.max_concurrent}; leave it out for all there is room for"
+            )
+        if self.grace_steps > self.cql.num_steps:
+            raise ConfigError(
+                f"grace_steps {self.grace_steps} is more than cql.num_steps {self.cql.num_steps}: no trial could be "
+                "stopped; lower it"
             )

@@ -30,17 +30,17 @@ def check_placement(config: Any, timeout_s: float = TIMEOUT_S) -> None:
     each |= config.custom_resources_per_learner or {}
     if not each:
         return
-    asked = f"{config.num_learners} learners of {_words(each)} each"
+    asked = f"{config.num_learners} learners of {in_words(each)} each"
     total = ray.cluster_resources()
     lacking = {name: config.num_learners * amount for name, amount in each.items()}
     lacking = {name: amount for name, amount in lacking.items() if amount > total.get(name, 0)}
     if lacking:
-        has = _words({name: total.get(name, 0) for name in lacking})
-        raise ConfigError(f"{asked} need {_words(lacking)}, the cluster has {has}; {WAY_OUT}")
+        has = in_words({name: total.get(name, 0) for name in lacking})
+        raise ConfigError(f"{asked} need {in_words(lacking)}, the cluster has {has}; {WAY_OUT}")
     group = placement_group([each] * config.num_learners)
     try:
         if not group.wait(timeout_s):
-            free = _words({name: ray.available_resources().get(name, 0) for name in each})
+            free = in_words({name: ray.available_resources().get(name, 0) for name in each})
             raise ConfigError(
                 f"{asked} found no room within {timeout_s:g} s: free are {free}, and one learner must fit on one node; "
                 f"{WAY_OUT}, or wait for other work to end"
@@ -51,7 +51,7 @@ def check_placement(config: Any, timeout_s: float = TIMEOUT_S) -> None:
         remove_placement_group(group)
 
 
-def _words(resources: dict[str, float]) -> str:
+def in_words(resources: dict[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 

@@ -9,6 +9,7 @@ are rows of transitions (`reader.py`), not episodes, and a checkpoint holds all 
 
 from collections.abc import Callable
 from functools import partial
+from tempfile import gettempdir
 from typing import Any
 
 import gymnasium as gym
@@ -280,6 +281,12 @@ class DiscreteCQL(DQN):
     @classmethod
     def get_default_config(cls) -> DiscreteCQLConfig:
         return DiscreteCQLConfig()
+
+    def _setup_logdir(self) -> None:
+        if self._storage is None:  # Ray would make a folder in ~/ray_results for every algorithm, and leave it empty
+            self._logdir = gettempdir()
+        else:
+            super()._setup_logdir()
 
     def setup(self, config: AlgorithmConfig) -> None:
         check_placement(config)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,6 +138,12 @@ def checkpoints_of(config: TrainConfig, header: DatasetHeader) -> Checkpoints:
     return Checkpoints.beside(config.out, identity, config.keep_checkpoints, METRIC)
 
 
+def events_dir(config: TrainConfig) -> Path:
+    """Where this run's TensorBoard events are: named as its checkpoints are, so that runs can be compared."""
+    key = checkpoints_of(config, read_header(config.dataset)).folder.name
+    return config.out.with_name(f"{config.out.name}.tensorboard") / key
+
+
 def make_artefact(dataset: DatasetHeader, network: QNetwork, config: CqlConfig) -> PolicyArtefact:
     configs: dict[str, Any] = {**dataset.manifest["configs"], "cql": asdict(config)}
     configs["mean_cost_usd"] = dataset.manifest["mean_cost_usd"]
@@ -203,5 +210,5 @@ def train_network(source: BatchSource, config: CqlConfig, penalty: float, progre
 def report(algorithm: DiscreteCQL, num_steps: int, result: dict[str, Any], progress: Progress) -> None:
     losses = result[LEARNER_RESULTS][DEFAULT_MODULE_ID]
     shown = {name: float(losses[name]) for name in SHOWN}
-    shown |= {name: float(value) for name, value in result.get(TUNE_PART, {}).items() if name == METRIC}
+    shown |= {name: float(value) for name, value in result.get(TUNE_PART, {}).items()}
     progress(min(algorithm.num_steps, num_steps), num_steps, shown)

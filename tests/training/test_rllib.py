@@ -75,6 +75,16 @@ def test_double_q_learns_what_a_hand_works_out_and_conservatism_widens_the_gap(c
         algorithm.stop()
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_building_leaves_nothing_in_the_home_folder(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path / "ray_results"))
+    config_of(chain, 1).build_algo().stop()
+    assert not list(tmp_path.glob("ray_results*"))
+
+
 def test_two_learners_learn_one_network_from_halves_of_the_rows_and_resume(chain: Path, tmp_path: Path) -> None:
     config = config_of(chain, 250, train_batch_size_per_learner=64).learners(num_learners=2)
     algorithm = config.build_algo()
