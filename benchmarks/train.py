@@ -71,7 +71,7 @@ def make_dataset(settings: Settings) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     logs, sessions = settings.out / "logs.parquet", settings.out / "sessions.parquet"
     write_sample(SampleConfig(num_sessions=settings.num_sessions, with_outcomes=True, seed=settings.seed), logs)
-    import_logs(ImportConfig(logs=(logs,), out=sessions))
+    import_logs(ImportConfig(logs=(logs,), out=sessions, runner="local"))
     hbr = HbrConfig(paths="sampled", seed=settings.seed)
     relabel_sessions(RelabelConfig(sessions=sessions, out=settings.dataset, hbr=hbr, runner="local"))
 
