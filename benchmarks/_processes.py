@@ -1,7 +1,12 @@
-"""What this process and those that it started used."""
+"""The machine, and what this process and those that it started used."""
 
 import os
+import platform
 from pathlib import Path
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def cluster_cpu_s() -> float:

@@ -13,7 +13,6 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: one core is what is measured
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import tyro
+from _processes import machine
 from numpy.typing import NDArray
 
 from seqroute_ray.core import mdp, policy
 from seqroute_ray.core.arrays import FloatArray, IntArray
 from seqroute_ray.core.compiled_policy import CompiledPolicy, Turn, affordable, lambda_greedy
-from seqroute_ray.core.estimator import EstimatorConfig, Observations, fit_estimator
+from seqroute_ray.core.fitting import EstimatorConfig, Observations, fit_estimator
 from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout, TurnFeatures, encode_state
 from seqroute_ray.core.policy import Perceptron, PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries
@@ -169,9 +169,8 @@ def measure(models: tuple[str, ...], seed: int) -> dict[str, Any]:
 def main(settings: Settings) -> None:
     widest = load_outcomes().catalog.names[:NUM_MODELS]
     pools = [measure(models, settings.seed) for models in (DEFAULT_POOL, FINDINGS_POOL, widest)]
-    machine = f"{platform.machine()}, 1 of {os.cpu_count()} cores, Python {platform.python_version()}"
     figures = {name: [pool[name] for pool in pools] for name in pools[0]}
-    print(json.dumps({**figures, "batch_size": NUM_TURNS, "seed": settings.seed, "machine": machine}))
+    print(json.dumps({**figures, "batch_size": NUM_TURNS, "seed": settings.seed, "machine": machine()}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ measurement is a process of its own; the session files of all runners must be eq
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import ray
 import tyro
-from _processes import cluster_cpu_s, peak_memory_mb
+from _processes import cluster_cpu_s, machine, peak_memory_mb
 
 from seqroute_ray.data.importer import ImportConfig, import_logs
 from seqroute_ray.data.runners import RunnerName
@@ -136,7 +135,7 @@ def main(settings: Settings) -> None:
             "ray_large_one_worker": on_ray_one,
         },
         "seed": settings.seed,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": machine(),
     }
     print(json.dumps(result))
 

@@ -11,8 +11,6 @@ BUDGETS; differences to double DQN are paired by seed (of log, network and batch
 """
 
 import json
-import os
-import platform
 import sys
 import time
 from copy import deepcopy
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from _processes import machine
 from budget_mdp import BUDGETS, NUM_TURNS, NUM_UNITS, BudgetMdp, at_budgets
 from numpy.typing import NDArray
 from ray.rllib.core.columns import Columns
@@ -246,9 +245,8 @@ def main(settings: Settings) -> None:
         log = {"behaviour": behaviour, "exploration": exploration, "its_model_alone": round(share_alone, 4)}
         logs.append(log | {"learners": summary(np.array(seeds))})
         print(json.dumps(logs[-1]), file=sys.stderr)
-    machine = f"{platform.machine()}, 1 of {os.cpu_count()} cores, Python {platform.python_version()}"
     seconds = round(time.monotonic() - started)
-    print(json.dumps({"logs": logs, "num_seeds": settings.num_seeds, "seconds": seconds, "machine": machine}))
+    print(json.dumps({"logs": logs, "num_seeds": settings.num_seeds, "seconds": seconds, "machine": machine()}))
 
 
 if __name__ == "__main__":

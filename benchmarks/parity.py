@@ -11,8 +11,6 @@ of 95 % over seeds. Ends with one JSON line.
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from _processes import machine
 from budget_mdp import BudgetMdp, at_budgets
 from narrow_logs import DEAREST, MIDDLE, NO_PENALTY, Log, as_policy, grid, interval, make_log
 from numpy.typing import NDArray
@@ -156,9 +155,8 @@ def main(settings: Settings) -> None:
             figures = {name: interval(np.array([one[name] for one in found])) for name in found[0]}
             logs.append({"behaviour": behaviour, "exploration": exploration, **figures})
             print(json.dumps(logs[-1]), file=sys.stderr)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     common = {"cql_alpha": settings.cql_alpha, "num_steps": settings.num_steps, "num_seeds": settings.num_seeds}
-    print(json.dumps({"logs": logs, **common, "seconds": round(time.monotonic() - started), "machine": machine}))
+    print(json.dumps({"logs": logs, **common, "seconds": round(time.monotonic() - started), "machine": machine()}))
 
 
 if __name__ == "__main__":

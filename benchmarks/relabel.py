@@ -16,7 +16,6 @@ ray       all shards on Ray Data with two workers, every process of the cluster 
 import io
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import ray
 import tyro
-from _processes import cluster_cpu_s, peak_memory_mb
+from _processes import cluster_cpu_s, machine, peak_memory_mb
 
 from seqroute_ray.core import dataset as ds
 from seqroute_ray.core import hbr
@@ -281,7 +280,7 @@ def main(settings: Settings) -> None:
             "ray_large_one_worker": on_ray_one,
         },
         "seed": settings.seed,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": machine(),
     }
     print(json.dumps(result))
 

@@ -16,7 +16,6 @@ first_step   `seqroute train` on all rows, from the start of the process to its 
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
+from _processes import cluster_cpu_s, machine
 
 from seqroute_ray.core.dataset import read_dataset, read_header
 from seqroute_ray.core.hbr import HbrConfig
@@ -271,19 +271,6 @@ def stock(settings: Settings) -> Measured:
     }
 
 
-def cluster_cpu_s() -> float:
-    """CPU seconds of this process and of all that it started, their ended children included."""
-    import psutil  # comes with Ray, after Ray
-
-    total = sum(psutil.Process().cpu_times()[:2])
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total += sum(process.cpu_times()[:4])
-        except psutil.Error:
-            continue
-    return float(total)
-
-
 def first_step(settings: Settings) -> Measured:
     """What `seqroute train` does, to its first gradient step; nothing of the rows has been prepared."""
     started = time.perf_counter() - float(Path("/proc/uptime").read_text().split()[0]) + process_start_s()
@@ -358,7 +345,7 @@ def main(settings: Settings) -> None:
         **first,
         **decision(),
         "seed": settings.seed,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": machine(),
     }
     print(json.dumps(result))
 

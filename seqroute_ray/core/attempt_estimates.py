@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from seqroute_ray.core.arrays import BoolArray, FloatArray, IntArray
 from seqroute_ray.core.attempts import ANSWER, INVALID, Attempts, TaskStates
-from seqroute_ray.core.estimator import fold_of
+from seqroute_ray.core.fitting import fold_of
 from seqroute_ray.core.money import to_usd
 from seqroute_ray.core.ridge import logistic_ridge, ridge, sigmoid
 

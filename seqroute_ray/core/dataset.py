@@ -27,7 +27,7 @@ from seqroute_ray.core.estimator import Estimates, OutcomeEstimator
 from seqroute_ray.core.hbr import Transitions
 from seqroute_ray.core.mdp import StateLayout, TurnFeatures
 from seqroute_ray.core.sessions import fixed_binary
-from seqroute_ray.core.storage import Folder, Location
+from seqroute_ray.core.storage import Folder, Location, one_line
 
 FORMAT_VERSION = 3
 MANIFEST, ESTIMATOR, TURNS, TRANSITIONS = "manifest.json", "estimator.npz", "turns", "transitions"
@@ -261,8 +261,7 @@ def _checked(folder: Folder, name: str, checksum: str, parse: Callable[[bytes], 
             raise ValueError("its checksum is not the manifest's")
         return parse(content)
     except (OSError, EOFError, KeyError, ValueError, BadZipFile, pa.ArrowException) as error:
-        problem = " ".join(str(error).split())
-        raise DataError(f"{folder}/{name}: cannot be read ({problem}); relabel into another folder") from error
+        raise DataError(f"{folder}/{name}: cannot be read ({one_line(error)}); relabel into another folder") from error
 
 
 def fingerprint(shards: Iterable[Mapping[str, Any]], estimator_sha256: str) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 from seqroute_ray.core.arrays import FloatArray
 from seqroute_ray.core.catalog import Catalog, ModelSpec
 from seqroute_ray.core.errors import ConfigError
-from seqroute_ray.core.estimator import Column, EstimatorConfig, OutcomeEstimator, fit_column, observe
+from seqroute_ray.core.estimator import Column, OutcomeEstimator
+from seqroute_ray.core.fitting import EstimatorConfig, fit_column, observe
 from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.queries import Queries
 from seqroute_ray.core.sessions import Sessions

@@ -42,7 +42,7 @@ class Folder:
 
     def __getstate__(self) -> dict[str, str]:
         """Absolute: a worker stands in another folder than its driver."""
-        return {"location": self.location if "://" in self.location else os.path.abspath(self.location)}
+        return {"location": absolute(self.location)}
 
     @cached_property
     def _resolved(self) -> tuple[FileSystem, str]:

@@ -19,7 +19,7 @@ import numpy as np
 from seqroute_ray.core import dataset as ds
 from seqroute_ray.core.arrays import IntArray
 from seqroute_ray.core.errors import ConfigError, DataError
-from seqroute_ray.core.estimator import EstimatorConfig
+from seqroute_ray.core.fitting import EstimatorConfig
 from seqroute_ray.core.hbr import HbrConfig
 from seqroute_ray.core.storage import Folder, Location
 from seqroute_ray.core.strata import importance_weights, stratum_names

@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from seqroute_ray.core import dataset as ds
 from seqroute_ray.core.arrays import IntArray
-from seqroute_ray.core.estimator import EstimatorConfig, OutcomeEstimator, cross_fit, fit_estimator, held_out, observe
+from seqroute_ray.core.estimator import OutcomeEstimator
+from seqroute_ray.core.fitting import EstimatorConfig, cross_fit, fit_estimator, held_out, observe
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel_in_chunks
 from seqroute_ray.core.mdp import StateLayout, TurnFeatures, running_mean
 from seqroute_ray.core.sessions import Sessions, observed_outcomes

@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from seqroute_ray.core.arrays import FloatArray
-from seqroute_ray.core.estimator import EstimatorConfig, cross_fitted
+from seqroute_ray.core.fitting import EstimatorConfig, cross_fitted
 from seqroute_ray.core.policy import PolicyArtefact, RiskPrices
 from seqroute_ray.core.sessions import Sessions, observed_outcomes
 from seqroute_ray.evaluation.aiq import frontier

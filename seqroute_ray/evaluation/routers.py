@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqroute_ray.core.arrays import FloatArray, IntArray
-from seqroute_ray.core.estimator import EstimatorConfig, observe
+from seqroute_ray.core.fitting import EstimatorConfig, observe
 from seqroute_ray.core.mdp import affordable
 from seqroute_ray.core.queries import Queries, QueryFeatures
 from seqroute_ray.core.ridge import logistic_ridge, sigmoid

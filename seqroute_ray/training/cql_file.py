@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.storage import one_line
 from seqroute_ray.training.config import CqlConfig, TrainConfig
 
 
@@ -18,8 +19,9 @@ def read_cql(path: Path) -> CqlConfig:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not readable settings ({reason}); `seqroute tune` writes such a file") from error
+        raise ConfigError(
+            f"{path}: not readable settings ({one_line(error)}); `seqroute tune` writes such a file"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: settings are a JSON object, got a {type(values).__name__}")
     unknown = sorted(values.keys() - {field.name for field in fields(CqlConfig)})

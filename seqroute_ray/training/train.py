@@ -18,16 +18,9 @@ from seqroute_ray.core.storage import absolute
 from seqroute_ray.training.checkpoints import Checkpoints
 from seqroute_ray.training.config import CqlConfig, TrainConfig
 from seqroute_ray.training.cql import ActionValueNetwork, PlainNetwork, to_numpy
+from seqroute_ray.training.learner import BANKRUPTCY_LOSS, CONSERVATIVE_LOSS, Q_GAP, Q_MEAN, QUALITY_LOSS
 from seqroute_ray.training.reader import BatchSource
-from seqroute_ray.training.rllib import (
-    BANKRUPTCY_LOSS,
-    CONSERVATIVE_LOSS,
-    Q_GAP,
-    Q_MEAN,
-    QUALITY_LOSS,
-    DiscreteCQL,
-    DiscreteCQLConfig,
-)
+from seqroute_ray.training.rllib import DiscreteCQL, DiscreteCQLConfig
 from seqroute_ray.training.sources import open_dataset
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import numpy as np
 
 from seqroute_ray.core.attempt_estimates import NUM_FOLDS, AttemptEstimates, estimate_attempts, task_folds
 from seqroute_ray.core.attempts import INVALID, TOOL, Attempts
-from seqroute_ray.core.estimator import fold_of
+from seqroute_ray.core.fitting import fold_of
 from tests.attempts_support import USD, by_hand, make_attempts, states_of
 
 EVERY = np.ones(400, dtype=np.bool_)

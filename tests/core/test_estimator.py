@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from seqroute_ray.core.catalog import Catalog, ModelSpec
 from seqroute_ray.core.embedding import unit_rows
 from seqroute_ray.core.errors import ConfigError, DataError
-from seqroute_ray.core.estimator import (
+from seqroute_ray.core.estimator import OutcomeEstimator
+from seqroute_ray.core.fitting import (
     MIN_ROWS_PER_MODEL,
     EstimatorConfig,
     Observations,
-    OutcomeEstimator,
     cross_fit,
     cross_fitted,
     fit_estimator,

@@ -16,7 +16,7 @@ import pytest
 
 from seqroute_ray.core.dataset import MANIFEST, read_dataset, read_manifest
 from seqroute_ray.core.errors import ConfigError, DataError
-from seqroute_ray.core.estimator import EstimatorConfig, cross_fitted, fit_estimator, observe
+from seqroute_ray.core.fitting import EstimatorConfig, cross_fitted, fit_estimator, observe
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel
 from seqroute_ray.core.mdp import running_mean
 from seqroute_ray.core.sessions import Sessions, to_table, write_sessions

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from seqroute_ray.core.errors import ArtefactError, ConfigError, DataError
-from seqroute_ray.core.estimator import EstimatorConfig, fit_estimator, observe
+from seqroute_ray.core.fitting import EstimatorConfig, fit_estimator, observe
 from seqroute_ray.core.mdp import StateLayout, expected_turns_left, reference_cost_usd
 from seqroute_ray.core.money import to_usd
 from seqroute_ray.core.policy import PolicyArtefact

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from seqroute_ray.core.estimator import EstimatorConfig
+from seqroute_ray.core.fitting import EstimatorConfig
 from seqroute_ray.evaluation.baselines import StaticMixture
 from seqroute_ray.evaluation.families import (
     CLONING,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqroute_ray.core.estimator import EstimatorConfig
+from seqroute_ray.core.fitting import EstimatorConfig
 from seqroute_ray.core.mdp import affordable
 from seqroute_ray.core.queries import UNKNOWN_TYPE, QueryFeatures
 from seqroute_ray.core.sessions import Sessions

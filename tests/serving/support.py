@@ -17,7 +17,7 @@ import yaml
 
 from seqroute_ray.core.catalog import Catalog, ModelSpec
 from seqroute_ray.core.embedding import DEFAULT_EMBEDDER, unit_rows
-from seqroute_ray.core.estimator import EstimatorConfig, Observations, fit_estimator
+from seqroute_ray.core.fitting import EstimatorConfig, Observations, fit_estimator
 from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout
 from seqroute_ray.core.policy import Perceptron, PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.core.queries import Queries

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqroute_ray.core.estimator import EstimatorConfig
+from seqroute_ray.core.fitting import EstimatorConfig
 from seqroute_ray.core.hbr import HbrConfig
 from seqroute_ray.core.sessions import write_sessions
 from seqroute_ray.data.relabel import RelabelConfig, RelabelReport, relabel_sessions
