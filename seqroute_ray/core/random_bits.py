@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from seqroute_ray.core.arrays import IntArray
 
 Bits = NDArray[np.uint64]
-_STEP, _MIX_1, _MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+STEP, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def text_keys(seed: int, texts: Iterable[str]) -> Bits:
@@ -24,9 +24,9 @@ def text_keys(seed: int, texts: Iterable[str]) -> Bits:
 
 def bits(key: Bits, position: IntArray | int) -> Bits:
     """64 random bits, which may serve as a key again; arguments broadcast."""
-    z = key + (np.atleast_1d(position).astype(np.uint64) + np.uint64(1)) * _STEP  # modulo 2**64
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    z = key + (np.atleast_1d(position).astype(np.uint64) + np.uint64(1)) * STEP  # modulo 2**64
+    z = (z ^ (z >> np.uint64(30))) * MIX_1
+    z = (z ^ (z >> np.uint64(27))) * MIX_2
     return np.asarray(z ^ (z >> np.uint64(31)))
 
 

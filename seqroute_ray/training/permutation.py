@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqroute_ray.core.arrays import IntArray
-from seqroute_ray.core.random_bits import Bits, bits
+from seqroute_ray.core.random_bits import MIX_1, MIX_2, Bits, bits
 
-MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # SplitMix64's
 NUM_ROUNDS = 4  # enough for a strong pseudo-random permutation: Luby and Rackoff, 1988
 
 

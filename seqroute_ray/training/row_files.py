@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from seqroute_ray.core.arrays import IntArray
+from seqroute_ray.core.errors import ConfigError
 
 
 class RowFile:
@@ -52,12 +53,17 @@ class RowFile:
 
 
 def made_once(key: str, make: Callable[[Path], None]) -> Path:
-    """A folder of derived files in the directory for temporary ones (TMPDIR), made unless it is there already."""
+    """A folder of derived files in the directory for temporary ones (TMPDIR), made unless it is there already.
+
+    Raises ConfigError when another user made the place.
+    """
     root = Path(tempfile.gettempdir()) / f"seqroute-{os.getuid()}"
     folder = root / key
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.stat().st_uid != os.getuid():  # who made it could put other rows in it
+        raise ConfigError(f"{root} belongs to another user; set TMPDIR to a folder of your own")
     if folder.exists():
         return folder
-    root.mkdir(mode=0o700, exist_ok=True)
     unfinished = root / f"{key}.{uuid4().hex}"
     unfinished.mkdir()
     try:

@@ -39,6 +39,7 @@ from seqroute_ray.data.relabel import RelabelConfig, RelabelReport, relabel_sess
 from seqroute_ray.training.config import TrainConfig
 from seqroute_ray.training.reader import ALLOWED, BANKRUPT, NEXT_ALLOWED, BatchSource, ShuffledBatches, ShuffledRows
 from seqroute_ray.training.relabeled import TRANSITION_ROW, RelabeledData
+from seqroute_ray.training.row_files import made_once
 from seqroute_ray.training.sources import open_dataset
 from seqroute_ray.training.stratified import Stratified
 from seqroute_ray.training.train import train
@@ -297,3 +298,10 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     assert many > 3.9 * few
     assert (many - few) * TRANSITION_ROW.itemsize > 0.12 * peak_kb * 1024  # in memory they would be too much
     assert larger_kb < 1.1 * peak_kb
+
+
+def test_row_files_of_another_user_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    with pytest.raises(ConfigError, match=r"seqroute-4711 belongs to another user; set TMPDIR to a folder of your own"):
+        made_once("key", lambda _folder: pytest.fail("written"))
