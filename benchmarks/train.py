@@ -47,7 +47,7 @@ class Settings:
     batch_size: int = 4096
     num_rounds: int = 16  # of the interleaved measurement
     steps_a_round: int = 30
-    num_stock_rows: int = 100_000  # of the comparison with RLlib's own pipeline
+    num_stock_rows: int = 196_608  # of the comparison with RLlib's own pipeline
     seed: int = 0
     out: Path = Path("runs/train")
     measure: What | None = None  # one measurement, as a process of its own
