@@ -8,6 +8,8 @@ SeqRouteError            a caller's mistake: its message names the value, the ru
   ArtefactError          a policy folder that this version cannot load
   BudgetExhaustedError   the session's money left cannot pay for the request
   LedgerError            a reservation that cannot be settled or released as asked
+    UnknownSessionError  no session of that name was opened
+  LedgerUnavailable      the ledger's store does not answer: nothing can be granted
 """
 
 
@@ -41,3 +43,11 @@ class BudgetExhaustedError(SeqRouteError):
 
 class LedgerError(SeqRouteError):
     """A reservation cannot be settled or released as asked."""
+
+
+class UnknownSessionError(LedgerError):
+    """No session of that name was opened."""
+
+
+class LedgerUnavailable(SeqRouteError):  # noqa: N818 - the state of a store, not a mistake
+    """The ledger's store does not answer; nothing can be granted."""

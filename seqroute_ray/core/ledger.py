@@ -1,28 +1,38 @@
-"""The session budget: open, reserve, settle, release. The rules and the protocol; stores implement it.
+"""The session budget: open, reserve, settle, release, expire, correct. Rules and protocol; stores implement it.
 
     open     a session gets its budget once; a later, different budget is refused
-    reserve  atomically: granted only if spent + reserved + amount <= budget
+    reserve  atomically: granted only if spent + reserved + amount <= budget; one reservation is one attempt at one upstream call
     settle   the true cost replaces the reservation, once; a bill above the reservation is recorded in full as overshoot
-    release  the reservation is given back, once
-Amounts are integer nano-dollars. One reservation is one attempt at one upstream call.
+    release  the reservation is given back, once: the provider surely did not work
+    expire   a reservation whose lease ran out (its replica died) is charged in full: the provider may have worked
+    correct  a settled or expired attempt gets the cost that turned out later
+Amounts are integer nano-dollars. Every change appends one `Entry`, the signed change of each counter, in the same
+transaction: the sum of a session's entries is its account, at any moment.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
-from seqroute_ray.core.errors import BudgetExhaustedError
+from seqroute_ray.core.errors import BudgetExhaustedError, ConfigError, LedgerError
+
+MAX_BUDGET_NUSD = 10**15  # a million USD: sums stay exact in 64-bit integers and in the doubles of Redis' Lua
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A session's money and the routing context that outlives any replica."""
+    """A session's money, and what routing remembers of its turns; it outlives any replica."""
 
     session_id: str
     budget_nusd: int
-    spent_nusd: int
-    reserved_nusd: int
-    overshoot_nusd: int  # billed above reservations; part of spent
-    context: dict[str, Any]  # what routing remembers of earlier turns; see serving.router
+    spent_nusd: int = 0
+    reserved_nusd: int = 0
+    overshoot_nusd: int = 0  # billed above reservations; part of spent
+    num_turns: int = 0  # turns answered
+    summary_sum: tuple[float, ...] = ()  # [R + 1] sum over the turns answered of QueryFeatures.summary; () before the first
+    latest: dict[str, Any] = field(default_factory=dict)  # what the last turn answered leaves behind; see serving.router
+    closed: bool = False
 
     @property
     def remaining_nusd(self) -> int:
@@ -30,36 +40,243 @@ class Account:
         return max(0, self.budget_nusd - self.spent_nusd - self.reserved_nusd)
 
 
-class Ledger(Protocol):
-    """A store of accounts. All methods are atomic and safe to call from many processes at once."""
+class AttemptState(StrEnum):
+    RESERVED = "reserved"
+    SETTLED = "settled"
+    RELEASED = "released"
+    EXPIRED = "expired"
 
-    def open(self, session_id: str, budget_nusd: int) -> Account:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attempt at one upstream call, and the money held or charged for it."""
+
+    attempt_id: str
+    session_id: str
+    model: str
+    amount_nusd: int  # reserved
+    lease_until_s: float  # seconds since 1970; after it the reaper charges the reservation
+    state: AttemptState = AttemptState.RESERVED
+    cost_nusd: int = 0  # charged so far
+
+    @property
+    def overshoot_nusd(self) -> int:
+        return max(0, self.cost_nusd - self.amount_nusd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What one event adds to a session's counters; negative takes away."""
+
+    budget_nusd: int = 0
+    spent_nusd: int = 0
+    reserved_nusd: int = 0
+    overshoot_nusd: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One line of the append-only journal."""
+
+    session_id: str
+    kind: str  # open, raise, reserve, settle, release, expire, correct, close
+    attempt_id: str  # "" for open, raise, close
+    change: Change
+    at_s: float  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRecord:
+    """An answered turn: what it adds to routing's memory, and its record in the decision log."""
+
+    decision_id: str
+    summary: tuple[float, ...]  # [R + 1] is added to the account's summary_sum
+    latest: dict[str, Any]  # replaces the account's
+    record: dict[str, Any]  # JSON: the decision, tokens, cost, reason; never text of prompt or answer
+    embedding: bytes  # [D] float16 of the query
+    owner: str = ""  # id of the API key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAnswer:
+    """An answer kept for an idempotency key; a stream is kept as the bytes that were sent."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Claim(StrEnum):
+    """What an idempotency key stands for when a request brings it."""
+
+    MINE = "mine"  # new, or its holder died: answer it, then settle with the answer or `disclaim`
+    IN_FLIGHT = "in_flight"
+    CONFLICT = "conflict"  # the same key with another body
+    ANSWERED = "answered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """A score for a decision or a whole session; the last one of a judge counts."""
+
+    target: str  # a decision id, or a session id
+    judge: str
+    score: float  # in [0, 1]
+    at_s: float
+    owner: str = ""
+
+
+class Ledger(Protocol):
+    """A store of accounts, attempts, entries, decisions, feedback and stored answers.
+
+    All methods are atomic and safe to call from many tasks, processes and, where the store allows it, machines at
+    once; what a method has returned survives a kill of anything. A store that does not answer raises LedgerUnavailable.
+    """
+
+    async def open(self, session_id: str, budget_nusd: int) -> Account:
         """The account, made with this budget if it is new; an existing account keeps its own."""
         ...
 
-    def account(self, session_id: str) -> Account:
+    async def account(self, session_id: str) -> Account:
         """The account as it is. Raises LedgerError on an unknown session."""
         ...
 
-    def raise_budget(self, session_id: str, budget_nusd: int) -> Account:
+    async def raise_budget(self, session_id: str, budget_nusd: int) -> Account:
         """Give the session a larger budget. Raises LedgerError on an unknown session, ConfigError on a smaller one."""
         ...
 
-    def reserve(self, session_id: str, amount_nusd: int) -> str:
-        """A reservation id. Raises BudgetExhaustedError when it does not fit, LedgerError on an unknown session."""
+    async def close_session(self, session_id: str) -> Account:
+        """No more reservations; running attempts still end. Raises LedgerError on an unknown session."""
         ...
 
-    def settle(self, reservation_id: str, cost_nusd: int, context: dict[str, Any]) -> Account:
-        """Book the true cost and the new context. Raises LedgerError when already settled or released."""
+    async def reserve(self, session_id: str, attempt_id: str, model: str, amount_nusd: int, lease_s: float) -> Account:
+        """The account after. An amount of 0 always fits, also in a session over its budget (a free model).
+
+        Raises BudgetExhaustedError when it does not fit, LedgerError on an unknown or closed session.
+        """
         ...
 
-    def release(self, reservation_id: str) -> Account:
-        """Give the reservation back. Raises LedgerError when already settled or released."""
+    async def settle(
+        self,
+        session_id: str,
+        attempt_id: str,
+        cost_nusd: int,
+        *,
+        turn: TurnRecord | None = None,
+        answer: tuple[str, StoredAnswer] | None = None,
+    ) -> Account:
+        """Book the true cost; with it, in one transaction, the answered turn and (idempotency key, answer).
+
+        An attempt that has expired meanwhile is corrected instead. Raises LedgerError when it is unknown, or already
+        settled or released.
+        """
         ...
 
-    def close(self) -> None:
-        """Release files and connections."""
+    async def release(self, session_id: str, attempt_id: str) -> Account:
+        """Give the reservation back. Raises LedgerError when it is not open; nothing changes then."""
         ...
+
+    async def correct(self, session_id: str, attempt_id: str, cost_nusd: int) -> Account:
+        """A late bill: the attempt's cost becomes this. Raises LedgerError unless it was settled or expired."""
+        ...
+
+    async def expire(self, now_s: float, max_attempts: int = 1000) -> list[Attempt]:
+        """Charge attempts whose lease ran out before now_s; each is returned by one caller only."""
+        ...
+
+    async def claim(self, session_id: str, key: str, body_hash: str, lease_s: float) -> tuple[Claim, StoredAnswer | None]:
+        """Take an idempotency key of a session; the stored answer with ANSWERED."""
+        ...
+
+    async def disclaim(self, session_id: str, key: str) -> None:
+        """Give a key taken back: its request ended without an answer."""
+        ...
+
+    async def decision(self, decision_id: str) -> dict[str, Any]:
+        """The record of an answered turn, with owner, session_id, turn, at_s and `feedback`. Raises LedgerError."""
+        ...
+
+    async def add_feedback(self, feedback: Feedback) -> None:
+        """Keep a score; one of the same target and judge is replaced."""
+        ...
+
+    async def entries(self, session_id: str) -> list[Entry]:
+        """A session's journal, oldest first."""
+        ...
+
+    async def prune(self, now_s: float, *, answers_max_age_s: float, answers_max_bytes: int) -> int:
+        """Drop stored answers that are too old, then the oldest above the size; the number dropped."""
+        ...
+
+    async def ping(self) -> None:
+        """Return when the store answers. Raises LedgerUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was accepted; release files and connections."""
+        ...
+
+
+def opening(session_id: str, budget_nusd: int) -> Change:
+    """Raises ConfigError on a budget outside (0, MAX_BUDGET_NUSD]."""
+    check_budget(session_id, budget_nusd)
+    return Change(budget_nusd=budget_nusd)
+
+
+def raising(account: Account, budget_nusd: int) -> Change:
+    """Raises ConfigError on a lower budget."""
+    check_budget(account.session_id, budget_nusd)
+    if budget_nusd < account.budget_nusd:
+        raise ConfigError(
+            f"session {account.session_id!r}: a budget can only be raised; it is ${account.budget_nusd / 1e9:.9f}, "
+            f"asked for ${budget_nusd / 1e9:.9f}"
+        )
+    return Change(budget_nusd=budget_nusd - account.budget_nusd)
+
+
+def reserving(account: Account, amount_nusd: int) -> Change:
+    """Raises LedgerError on a closed session, BudgetExhaustedError when the amount does not fit; 0 always fits."""
+    check_amount(amount_nusd)
+    if account.closed:
+        raise LedgerError(f"session {account.session_id!r} is closed; begin a new one")
+    if amount_nusd > account.remaining_nusd:
+        raise exhausted(account, amount_nusd)
+    return Change(reserved_nusd=amount_nusd)
+
+
+def settling(attempt: Attempt, cost_nusd: int) -> tuple[str, Change]:
+    """Kind of entry, and change. Raises LedgerError when it cannot be settled."""
+    if attempt.state is AttemptState.EXPIRED:
+        return "correct", correcting(attempt, cost_nusd)
+    check_amount(cost_nusd)
+    check_open(attempt, "settled")
+    overshoot_nusd = max(0, cost_nusd - attempt.amount_nusd)
+    return "settle", Change(
+        spent_nusd=cost_nusd, reserved_nusd=-attempt.amount_nusd, overshoot_nusd=overshoot_nusd
+    )
+
+
+def releasing(attempt: Attempt) -> Change:
+    """Raises LedgerError when the attempt is not open."""
+    check_open(attempt, "released")
+    return Change(reserved_nusd=-attempt.amount_nusd)
+
+
+def expiring(attempt: Attempt) -> Change:
+    """Raises LedgerError when the attempt is not open."""
+    check_open(attempt, "expired")
+    return Change(spent_nusd=attempt.amount_nusd, reserved_nusd=-attempt.amount_nusd)
+
+
+def correcting(attempt: Attempt, cost_nusd: int) -> Change:
+    """Raises LedgerError unless the attempt was charged."""
+    check_amount(cost_nusd)
+    if attempt.state not in (AttemptState.SETTLED, AttemptState.EXPIRED):
+        raise LedgerError(f"attempt {attempt.attempt_id!r} is {attempt.state}; only a charged attempt can be corrected")
+    overshoot_nusd = max(0, cost_nusd - attempt.amount_nusd)
+    return Change(
+        spent_nusd=cost_nusd - attempt.cost_nusd, overshoot_nusd=overshoot_nusd - attempt.overshoot_nusd
+    )
 
 
 def exhausted(account: Account, amount_nusd: int) -> BudgetExhaustedError:
@@ -69,3 +286,34 @@ def exhausted(account: Account, amount_nusd: int) -> BudgetExhaustedError:
         f"budget ${account.budget_nusd / 1e9:.9f}, spent ${account.spent_nusd / 1e9:.9f}, "
         f"reserved ${account.reserved_nusd / 1e9:.9f}, remaining ${account.remaining_nusd / 1e9:.9f}"
     )
+
+
+def total(entries: Sequence[Entry]) -> Change:
+    """Sum of the changes: what the account's counters must be."""
+    return Change(
+        budget_nusd=sum(entry.change.budget_nusd for entry in entries),
+        spent_nusd=sum(entry.change.spent_nusd for entry in entries),
+        reserved_nusd=sum(entry.change.reserved_nusd for entry in entries),
+        overshoot_nusd=sum(entry.change.overshoot_nusd for entry in entries),
+    )
+
+
+def check_budget(session_id: str, budget_nusd: int) -> None:
+    """Raises ConfigError."""
+    if not 0 < budget_nusd <= MAX_BUDGET_NUSD:
+        raise ConfigError(
+            f"session {session_id!r}: a budget must be > $0 and <= ${MAX_BUDGET_NUSD / 1e9:.0f}, "
+            f"got ${budget_nusd / 1e9:.9f}"
+        )
+
+
+def check_amount(amount_nusd: int) -> None:
+    """Raises LedgerError."""
+    if not 0 <= amount_nusd <= MAX_BUDGET_NUSD:
+        raise LedgerError(f"an amount must be in [0, {MAX_BUDGET_NUSD}] nano-dollars, got {amount_nusd}")
+
+
+def check_open(attempt: Attempt, wanted: str) -> None:
+    """Raises LedgerError."""
+    if attempt.state is not AttemptState.RESERVED:
+        raise LedgerError(f"attempt {attempt.attempt_id!r} is already {attempt.state}; it cannot be {wanted}")
