@@ -7,6 +7,7 @@ SeqRouteError            a caller's mistake: its message names the value, the ru
   UnknownModelError      a model that is not in the catalog
   ArtefactError          a policy folder that this version cannot load
   BudgetExhaustedError   the session's money left cannot pay for the request
+  NoModelError           the models that the money could pay cannot be called now
   LedgerError            a reservation that cannot be settled or released as asked
     UnknownSessionError  no session of that name was opened
   LedgerUnavailable      the ledger's store does not answer: nothing can be granted
@@ -39,6 +40,10 @@ class ArtefactError(SeqRouteError):
 
 class BudgetExhaustedError(SeqRouteError):
     """The money left cannot pay for the request."""
+
+
+class NoModelError(SeqRouteError):
+    """The models that the money could pay cannot be called now."""
 
 
 class LedgerError(SeqRouteError):

@@ -217,6 +217,16 @@ class Ledger(Protocol):
         ...
 
 
+def remembered(account: Account, summary: Sequence[float]) -> tuple[float, ...]:
+    """The account's summary_sum after a turn.
+
+    Where the account holds another policy's features, as if every turn had been like this one.
+    """
+    if len(account.summary_sum) != len(summary):
+        return tuple((account.num_turns + 1) * x for x in summary)
+    return tuple(before + now for before, now in zip(account.summary_sum, summary, strict=True))
+
+
 def opening(session_id: str, budget_nusd: int) -> Change:
     """Raises ConfigError on a budget outside (0, MAX_BUDGET_NUSD]."""
     check_budget(session_id, budget_nusd)

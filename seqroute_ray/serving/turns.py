@@ -2,238 +2,269 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Coroutine
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from seqroute_ray.core.embedding import load_embedder
-from seqroute_ray.core.errors import BudgetExhaustedError, LedgerError
-from seqroute_ray.core.ledger import Account
+from seqroute_ray.core.errors import ConfigError, LedgerError, NoModelError, UnknownSessionError
+from seqroute_ray.core.ledger import Account, Feedback, StoredAnswer
 from seqroute_ray.core.money import to_nusd
-from seqroute_ray.serving.config import ServingConfig, load_artefact
-from seqroute_ray.serving.protocol import BUDGET_HEADER, SESSION_HEADER, ChatRequest, RequestError, TurnHeaders
-from seqroute_ray.serving.router import Decision, Prompt, Router, advance
-from seqroute_ray.serving.sqlite_ledger import SqliteLedger
-from seqroute_ray.serving.upstream import UpstreamClient, UpstreamError
+from seqroute_ray.serving.attempts import Attempts, Started
+from seqroute_ray.serving.config import ServingConfig, load_policies
+from seqroute_ray.serving.idempotency import Replays
+from seqroute_ray.serving.ledgers import open_ledger
+from seqroute_ray.serving.ledgers.reaper import Reaper
+from seqroute_ray.serving.metrics import Metrics
+from seqroute_ray.serving.policies import Chosen, PolicySettings
+from seqroute_ray.serving.purse import Purse, month_of
+from seqroute_ray.serving.refusals import no_model
+from seqroute_ray.serving.requests import RequestError
+from seqroute_ray.serving.router import Decision
+from seqroute_ray.serving.settling import Settling
+from seqroute_ray.serving.streams import Stream
+from seqroute_ray.serving.turn import Ask, Embedding, Renderer
+from seqroute_ray.serving.upstream import UpstreamClient
 
-MAX_PLAUSIBLE_TOKENS = 10**9  # a usage above this is no usage
-MAX_RESERVE_TRIES = 5  # a parallel turn may take the money between decision and reservation
+INLINE_CHARACTERS = 4000  # of a text that is embedded where it stands: a thread costs as much as its tokens
+LEASE_MARGIN_S = 60.0  # above the longest call: a running attempt is never taken for an orphan
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A paid turn."""
-
-    body: dict[str, Any]  # the provider's JSON
-    decision: Decision
-    cost_nusd: int
-    account: Account  # after settling
-    turn: int  # position in the session, from 0
-
-
 class TurnService:
-    """Router, ledger and providers in one process; open it with `async with`."""
+    """Policies, ledger and providers in one process; open it with `async with`."""
 
-    def __init__(self, config: ServingConfig) -> None:
-        artefact = load_artefact(config)
-        self.router = Router(artefact, load_embedder(artefact.embedder), config.default_max_tokens)
-        self.ledger = SqliteLedger(config.ledger_path)
-        self._config = config
-        self._upstream = UpstreamClient(config.upstreams, config.upstream_timeout_s)
-        # SQLite blocks, so it has a thread; one thread, so that a job of several calls is not interleaved.
-        self._ledger_thread = ThreadPoolExecutor(1, "ledger")
-        self._paying: set[asyncio.Task[Answer]] = set()
+    def __init__(self, config: ServingConfig, metrics: Metrics) -> None:
+        self.config, self.metrics = config, metrics
+        self.policies = load_policies(config, config.policy)
+        self.ledger = open_ledger(config.ledger)
+        self._lease_s = config.timeouts.total_s + LEASE_MARGIN_S
+        self._upstream = UpstreamClient(config.upstreams, config.timeouts)
+        self.attempts = Attempts(config, self._upstream, metrics)
+        self._settling = Settling(metrics, self._lease_s)
+        self._replays = Replays(self.ledger, config.idempotency_wait_s, self._lease_s, metrics)
+        self._reaper = Reaper(self.ledger, config.retention)
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> "TurnService":
         await self._upstream.__aenter__()
+        self._reaper.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.gather(*self._paying, return_exceptions=True)
+        while self._running:
+            await asyncio.gather(*self._running, return_exceptions=True)
+        await self._settling.close()
+        await self._reaper.stop()
         await self._upstream.__aexit__(kind, error, trace)
-        self._ledger_thread.shutdown()
-        self.ledger.close()
+        await self.ledger.close()
 
-    async def decide(self, request: ChatRequest, headers: TurnHeaders) -> Decision:
+    async def swap(self, settings: PolicySettings) -> None:
+        """Other policies from the next request on; running turns end with theirs. Raises before anything changes."""
+        if settings != self.policies.settings:
+            self.policies = await asyncio.to_thread(load_policies, self.config, settings)
+            logger.info("policy_swapped version=%s", self.policies.current.version)
+
+    async def decide(self, ask: Ask) -> Decision:
         """What `answer` would do now. Nothing is opened, reserved or charged. Raises SeqRouteError."""
-        account = await self._peek(headers)
-        embedding = await asyncio.to_thread(self.router.embed, request.text)
-        return self._choose(embedding, request, headers, account)
+        account = await self._peek(ask)
+        chosen = self.policies.of(ask.session.ledger_id)
+        purse = self._purse(ask, account)
+        limits = (ask.knobs.max_turn_nusd, await purse.month_left_nusd())
+        limit_nusd = min((limit for limit in limits if limit is not None), default=None)
+        embedding = await self._embed(chosen, ask.request.text)
+        excluded = self.attempts.breakers.open_models()
+        try:
+            return self.attempts.decide(ask, chosen, embedding, purse, limit_nusd, excluded, explore=False)
+        except NoModelError as error:
+            raise no_model(error, self.attempts.breakers) from error
 
-    async def answer(self, request: ChatRequest, headers: TurnHeaders) -> Answer:
-        """Answer a turn and charge it. Raises SeqRouteError, UpstreamError.
+    async def answer(self, ask: Ask, renderer: Renderer) -> StoredAnswer | Stream:
+        """Answer a turn and charge it; a stream is charged at its end. Raises SeqRouteError, UpstreamError.
 
         From the reservation on, the turn runs to its end even when the caller is cancelled (a client that hangs up):
         no reservation stays open.
         """
-        if headers.session_id is None:
-            raise RequestError(f"the header {SESSION_HEADER} is required: it names the session whose budget pays")
-        account = await self._open(headers.session_id, headers)
-        embedding = await asyncio.to_thread(self.router.embed, request.text)
-        paying = asyncio.create_task(self._pay(embedding, request, headers, account))
-        self._paying.add(paying)
-        paying.add_done_callback(self._paying.discard)
-        return await asyncio.shield(paying)
+        account = await self._open(ask)
+        stored = await self._replays.claim(ask)
+        if stored is not None:
+            return stored
+        work = self._spawn(self._pay(ask, account, renderer))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(self._abandon)
+            raise
 
-    async def account(self, session_id: str) -> Account:
+    async def _pay(self, ask: Ask, account: Account, renderer: Renderer) -> StoredAnswer | Stream:
+        try:
+            started = await self._start(ask, account)
+            if ask.request.stream:
+                return self._stream(started, renderer)
+            return await self._whole(started, renderer)
+        except BaseException:
+            await self._replays.disclaim(ask)
+            raise
+
+    async def _start(self, ask: Ask, account: Account) -> Started:
+        begun_s = time.monotonic()
+        chosen = self.policies.of(account.session_id)
+        embedding = await self._embed(chosen, ask.request.text)
+        purse = self._purse(ask, account)
+        started = await self.attempts.start(ask, chosen, embedding, purse)
+        self.metrics.add("stage_seconds", time.monotonic() - begun_s, stage="first_byte")
+        if chosen.shadow is None:
+            return started
+        return replace(started, shadow=self._shadow(ask, chosen, embedding, purse))
+
+    def _shadow(self, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse) -> dict[str, str]:
+        """What the other policy would have chosen; its mistakes are its own."""
+        if chosen.shadow is None:
+            return {}
+        other = Chosen(router=chosen.shadow, side=chosen.side, shadow=None)
+        try:
+            decision = self.attempts.decide(ask, other, embedding, purse, None, explore=False)
+        except (NoModelError, RequestError) as error:
+            return {"policy_version": chosen.shadow.version, "refused": type(error).__name__}
+        return {"policy_version": decision.policy_version, "model": decision.model}
+
+    async def _whole(self, started: Started, renderer: Renderer) -> StoredAnswer:
+        tally = started.upstream.tally
+        paid = self._settling.paid(started, tally)
+        answer = renderer.whole(started.upstream.body, paid)
+        key = started.ask.idempotency_key
+        await self._settling.settle(started, tally, paid, answer=(key, answer) if key else None)
+        return answer
+
+    def _stream(self, started: Started, renderer: Renderer) -> Stream:
+        return Stream(
+            started,
+            self._settling,
+            renderer,
+            self.metrics,
+            spawn=self._spawn,
+            forget=lambda: self._replays.disclaim(started.ask),
+        )
+
+    def _abandon(self, work: "asyncio.Task[StoredAnswer | Stream]") -> None:
+        """The client left before the first byte: end the stream that nobody will read."""
+        if not work.cancelled() and work.exception() is None:
+            result = work.result()
+            if isinstance(result, Stream):
+                self._spawn(result.abandon())
+
+    def _purse(self, ask: Ask, account: Account) -> Purse:
+        return Purse(self.ledger, account, month_of(ask.caller.id, ask.caller.monthly_budget_nusd), self._lease_s)
+
+    async def _embed(self, chosen: Chosen, text: str) -> Embedding:
+        if chosen.router.embeds_here and len(text) <= INLINE_CHARACTERS:
+            return chosen.router.embed(text)
+        return await asyncio.to_thread(chosen.router.embed, text)
+
+    async def account(self, ledger_id: str, public_id: str) -> Account:
         """Raises RequestError (404) on an unknown session."""
         try:
-            return await self._in_ledger(lambda: self.ledger.account(session_id))
+            return await self.ledger.account(ledger_id)
+        except UnknownSessionError as error:
+            raise _unknown(public_id) from error
+
+    async def put_budget(self, ledger_id: str, public_id: str, budget_nusd: int, may_raise: bool) -> Account:
+        """Open a session with this budget, or raise it. Raises RequestError (403, 409)."""
+        account = await self.ledger.open(ledger_id, budget_nusd)
+        if account.budget_nusd == budget_nusd:
+            return account
+        if not may_raise:
+            raise RequestError("this API key may not raise a session's budget", status=403, code="forbidden")
+        try:
+            return await self.ledger.raise_budget(ledger_id, budget_nusd)
+        except ConfigError as error:
+            raise RequestError(f"session {public_id!r}: {error}", status=409, code="budget_conflict") from error
+
+    async def close_session(self, ledger_id: str, public_id: str) -> Account:
+        """Raises RequestError (404) on an unknown session."""
+        try:
+            return await self.ledger.close_session(ledger_id)
+        except UnknownSessionError as error:
+            raise _unknown(public_id) from error
+
+    async def decision(self, decision_id: str, owner: str) -> dict[str, Any]:
+        """The record of an answered turn of this owner. Raises RequestError (404)."""
+        try:
+            record = await self.ledger.decision(decision_id)
         except LedgerError as error:
-            message = f"session {session_id!r} is unknown; its first chat completion opens it"
-            raise RequestError(message, status=404, code="session_not_found") from error
+            raise _no_decision(decision_id) from error
+        if record.get("owner") != owner:
+            raise _no_decision(decision_id)
+        return record
 
-    async def raise_budget(self, session_id: str, budget_nusd: int) -> Account:
-        """Raises RequestError (404) on an unknown session, ConfigError on a lower budget."""
-        await self.account(session_id)
-        return await self._in_ledger(lambda: self.ledger.raise_budget(session_id, budget_nusd))
+    async def add_feedback(self, feedback: Feedback) -> None:
+        await self.ledger.add_feedback(feedback)
+        self.metrics.add("feedback")
 
-    async def _pay(
-        self, embedding: NDArray[np.float32], request: ChatRequest, headers: TurnHeaders, account: Account
-    ) -> Answer:
-        reservation_id, decision = await self._reserve(embedding, request, headers, account)
-        try:
-            _, body = await self._upstream.complete(decision.model, request.fields, decision.max_tokens)
-        except BaseException as error:  # raised again: whatever went wrong, the reservation ends
-            await self._end_failed(error, reservation_id, account.session_id, decision)
-            raise
-        cost_nusd = self._bill(body, decision)
-        settled = await self._settle(reservation_id, account.session_id, decision, cost_nusd)
-        turn = settled.context["num_turns"] - 1
-        logger.info("turn model=%s turn=%d cost_usd=%.9f", decision.model, turn, cost_nusd / 1e9)
-        return Answer(body=body, decision=decision, cost_nusd=cost_nusd, account=settled, turn=turn)
-
-    async def _reserve(
-        self, embedding: NDArray[np.float32], request: ChatRequest, headers: TurnHeaders, account: Account
-    ) -> tuple[str, Decision]:
-        """Decide and reserve; decide again when a parallel turn was faster. Raises RequestError (402)."""
-        for _ in range(MAX_RESERVE_TRIES):
-            decision = self._choose(embedding, request, headers, account)
-            try:
-                return await self._in_ledger(
-                    lambda: self.ledger.reserve(account.session_id, decision.reserve_nusd)  # noqa: B023 - awaited here
-                ), decision
-            except BudgetExhaustedError as error:
-                lost = error
-                account = await self.account(account.session_id)
-        raise _budget_exhausted(lost, account)
-
-    def _choose(
-        self, embedding: NDArray[np.float32], request: ChatRequest, headers: TurnHeaders, account: Account
-    ) -> Decision:
-        lam = headers.lambda_per_usd
-        lambda_per_usd = self._config.default_lambda_per_usd if lam is None else lam
-        prompt = Prompt(
-            tokens=request.prompt_tokens, tokens_bound=request.prompt_tokens_bound, task_type=headers.task_type
-        )
-        try:
-            return self.router.choose(embedding, account, prompt, request.max_tokens, lambda_per_usd)
-        except BudgetExhaustedError as error:
-            raise _budget_exhausted(error, account) from error
-
-    async def _end_failed(self, error: BaseException, reservation_id: str, session_id: str, decision: Decision) -> None:
-        """Give the reservation back when the provider surely did not work, else charge it."""
-        charged = not isinstance(error, UpstreamError) or error.may_be_billed
-        if charged:
-            await self._settle(reservation_id, session_id, decision, decision.reserve_nusd)
-        else:
-            await self._in_ledger(lambda: self.ledger.release(reservation_id))
-        logger.warning("upstream_failed model=%s error=%s charged=%s", decision.model, type(error).__name__, charged)
-
-    async def _settle(self, reservation_id: str, session_id: str, decision: Decision, cost_nusd: int) -> Account:
-        """Book a cost and this turn's features on the context as it is now, not as it was before the call."""
-
-        def book() -> Account:
-            context = self.ledger.account(session_id).context
-            return self.ledger.settle(reservation_id, cost_nusd, advance(context, decision))
-
-        return await self._in_ledger(book)
-
-    def _bill(self, body: dict[str, Any], decision: Decision) -> int:
-        """Cost of an answer by its usage; the whole reservation when it has none."""
-        prompt_tokens, completion_tokens = (_count(body, name) for name in ("prompt_tokens", "completion_tokens"))
-        if prompt_tokens is None or completion_tokens is None:
-            logger.warning("usage_missing model=%s charged_usd=%.9f", decision.model, decision.reserve_nusd / 1e9)
-            return decision.reserve_nusd
-        return self.router.cost_nusd(decision.action, prompt_tokens, completion_tokens)
-
-    async def _open(self, session_id: str, headers: TurnHeaders) -> Account:
+    async def _open(self, ask: Ask) -> Account:
         """The session's account, opened when it is new. Raises RequestError."""
-        budget_nusd = self._first_budget_nusd(headers)
-        if budget_nusd is None:
-            return await self._known(session_id)
-        account = await self._in_ledger(lambda: self.ledger.open(session_id, budget_nusd))
-        _check_same_budget(account, headers)
+        try:
+            account = await self.ledger.account(ask.session.ledger_id)
+        except UnknownSessionError:
+            account = await self.ledger.open(ask.session.ledger_id, self._first_budget_nusd(ask))
+        _check_budget(account, ask)
         return account
 
-    async def _peek(self, headers: TurnHeaders) -> Account:
+    async def _peek(self, ask: Ask) -> Account:
         """The session's account, or what it would be when it is new; opens none."""
-        session_id, budget_nusd = headers.session_id, self._first_budget_nusd(headers)
         try:
-            if session_id is not None:
-                account = await self._in_ledger(lambda: self.ledger.account(session_id))
-                _check_same_budget(account, headers)
-                return account
-        except LedgerError:
-            pass  # a new session
-        if budget_nusd is None:
-            raise _budget_required()
-        return Account(session_id or "(none)", budget_nusd, 0, 0, 0, {})
+            account = await self.ledger.account(ask.session.ledger_id)
+        except UnknownSessionError:
+            return Account(ask.session.ledger_id, self._first_budget_nusd(ask))
+        _check_budget(account, ask)
+        return account
 
-    async def _known(self, session_id: str) -> Account:
-        try:
-            return await self._in_ledger(lambda: self.ledger.account(session_id))
-        except LedgerError as error:
-            raise _budget_required() from error
+    def _first_budget_nusd(self, ask: Ask) -> int:
+        if ask.knobs.budget_nusd is not None:
+            return ask.knobs.budget_nusd
+        default_usd = ask.caller.default_session_budget_usd or self.config.default_budget_usd
+        if default_usd is None:
+            raise RequestError(
+                "a new session needs the header x-session-budget-usd: this server has no default budget",
+                code="budget_required",
+            )
+        return int(to_nusd(default_usd))
 
-    def _first_budget_nusd(self, headers: TurnHeaders) -> int | None:
-        if headers.budget_nusd is not None or self._config.default_budget_usd is None:
-            return headers.budget_nusd
-        return int(to_nusd(self._config.default_budget_usd))
-
-    async def _in_ledger(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._ledger_thread, work)
-
-
-def _count(body: dict[str, Any], name: str) -> int | None:
-    """A token count of the answer's usage; None when it is missing or nonsense."""
-    usage = body.get("usage")
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if type(count) is int and 0 <= count <= MAX_PLAUSIBLE_TOKENS else None
+    def _spawn(self, work: Coroutine[Any, Any, T] | Awaitable[T]) -> "asyncio.Task[T]":
+        """Run to the end, whatever becomes of the request; the server waits for it when it stops."""
+        task = asyncio.ensure_future(work)
+        self._running.add(task)  # type: ignore[arg-type]
+        task.add_done_callback(self._running.discard)
+        return task  # type: ignore[return-value]
 
 
-def _check_same_budget(account: Account, headers: TurnHeaders) -> None:
-    if headers.budget_nusd not in (None, account.budget_nusd):
+def _check_budget(account: Account, ask: Ask) -> None:
+    if account.closed:
         raise RequestError(
-            f"session {account.session_id!r} has a budget of ${account.budget_nusd / 1e9:.9f}; {BUDGET_HEADER} may "
-            "only repeat it; to raise it use PATCH /v1/sessions/{id}",
+            f"session {ask.session.public_id!r} is closed; begin a new one", status=409, code="session_closed"
+        )
+    if ask.knobs.budget_nusd not in (None, account.budget_nusd):
+        raise RequestError(
+            f"session {ask.session.public_id!r} has a budget of ${account.budget_nusd / 1e9:.9f}; x-session-budget-usd "
+            "may only repeat it; to raise it use PUT /v1/sessions/{id}",
             status=409,
             code="budget_conflict",
         )
 
 
-def _budget_required() -> RequestError:
-    return RequestError(f"a new session needs the header {BUDGET_HEADER}: this server has no default budget")
+def _unknown(public_id: str) -> RequestError:
+    message = f"session {public_id!r} is unknown; its first chat completion or a PUT opens it"
+    return RequestError(message, status=404, code="session_not_found")
 
 
-def _budget_exhausted(error: BudgetExhaustedError, account: Account) -> RequestError:
+def _no_decision(decision_id: str) -> RequestError:
     return RequestError(
-        str(error),
-        status=402,
-        code="budget_exhausted",
-        spent_usd=account.spent_nusd / 1e9,
-        reserved_usd=account.reserved_nusd / 1e9,
-        remaining_usd=account.remaining_nusd / 1e9,
-        hint='raise the budget with PATCH /v1/sessions/{id} and {"budget_usd": ...}, wait for running turns to give '
-        "back what they reserved, or send a shorter prompt",
+        f"decision {decision_id!r} is unknown; ids stand in the header x-seqroute-decision of answered turns",
+        status=404,
+        code="decision_not_found",
     )

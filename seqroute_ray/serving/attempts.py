@@ -1,0 +1,173 @@
+"""From a request to a provider that answers: decide, reserve, call; again or elsewhere when that fails.
+
+Every attempt at a call has a reservation of its own, made before it and ended whatever happens. Retries are for
+failures before the first byte that cost nothing; what may have been worked on is charged and not repeated.
+"""
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from seqroute_ray.core.errors import BudgetExhaustedError, NoModelError
+from seqroute_ray.serving.breaker import Breakers, backoff_s
+from seqroute_ray.serving.config import ServingConfig
+from seqroute_ray.serving.metrics import Metrics
+from seqroute_ray.serving.policies import Chosen
+from seqroute_ray.serving.purse import Purse
+from seqroute_ray.serving.refusals import budget_exhausted, no_model
+from seqroute_ray.serving.router import Decision, Prompt, Wish
+from seqroute_ray.serving.turn import Ask, Embedding
+from seqroute_ray.serving.upstream import UpstreamAnswer, UpstreamClient, UpstreamError
+
+MAX_RESERVE_TRIES = 5  # a parallel turn may take the money between decision and reservation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A provider's answer has begun; its attempt is open until somebody ends it."""
+
+    ask: Ask
+    embedding: Embedding
+    chosen: Chosen
+    decision: Decision
+    attempt_id: str
+    purse: Purse
+    upstream: UpstreamAnswer
+    failures: tuple[dict[str, str], ...] = ()  # earlier attempts of this turn: model and why they failed
+    shadow: dict[str, str] | None = None  # what the shadow policy would have done
+
+
+class Attempts:
+    """Providers, their circuit breakers, and the order in which they are tried."""
+
+    def __init__(self, config: ServingConfig, upstream: UpstreamClient, metrics: Metrics) -> None:
+        self._config, self._upstream, self._metrics = config, upstream, metrics
+        self.breakers = Breakers(config.breaker)
+
+    def decide(
+        self, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse, limit_nusd: int | None,
+        excluded: Mapping[str, str] | None = None, *, explore: bool = True,
+    ) -> Decision:
+        """Raises RequestError (402), NoModelError."""
+        request, account = ask.request, purse.account
+        only, because = _only(ask, account.latest.get("model"), chosen.router.artefact.catalog.names)
+        lam = ask.knobs.lambda_per_usd
+        wish = Wish(
+            max_tokens=request.max_tokens,
+            lambda_per_usd=self._config.default_lambda_per_usd if lam is None else lam,
+            limit_nusd=limit_nusd,
+            only=only,
+            only_because=because,
+            excluded=excluded or {},
+            draws=(random.random(), random.random()) if explore else None,  # noqa: S311 - no secret
+        )
+        prompt = Prompt(
+            tokens=request.prompt_tokens,
+            tokens_bound=request.prompt_tokens_bound,
+            task_type=ask.knobs.task_type,
+            cached_tokens=_cached_tokens(ask),
+        )
+        try:
+            return chosen.router.choose(embedding, account, prompt, wish)
+        except BudgetExhaustedError as error:
+            raise budget_exhausted(error, account, limit_nusd, self._metrics) from error
+
+    async def start(self, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse) -> Started:
+        """The first provider that answers. Raises RequestError, UpstreamError."""
+        failures: list[dict[str, str]] = []
+        tries: Counter[str] = Counter()
+        given_up: dict[str, str] = {}
+        last: UpstreamError | None = None
+        while True:
+            try:
+                attempt_id, decision = await self._reserve(len(failures), ask, chosen, embedding, purse, given_up)
+            except NoModelError as error:
+                raise last or no_model(error, self.breakers) from error
+            try:
+                upstream = await self._call(attempt_id, decision, ask, purse)
+            except UpstreamError as error:
+                failures.append({"model": decision.model, "error": error.kind})
+                if not error.retryable:
+                    raise
+                last = error
+                tries[decision.model] += 1
+                if tries[decision.model] > self._config.retries or self.breakers.is_open(decision.model):
+                    given_up[decision.model] = f"failed ({error.kind})"
+                else:
+                    await asyncio.sleep(backoff_s(tries[decision.model], error.retry_after_s))
+                continue
+            return Started(
+                ask=ask, embedding=embedding, chosen=chosen, decision=decision, attempt_id=attempt_id, purse=purse,
+                upstream=upstream, failures=tuple(failures),
+            )
+
+    async def _reserve(
+        self, num_failed: int, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse, given_up: Mapping[str, str]
+    ) -> tuple[str, Decision]:
+        """Decide and reserve; decide again when a parallel turn was faster. Raises RequestError (402), NoModelError."""
+        for number in range(MAX_RESERVE_TRIES):
+            attempt_id = f"{ask.decision_id}.{num_failed}.{number}"
+            limit_nusd = await _limit_nusd(ask, purse)
+            excluded = {**given_up, **self.breakers.open_models()}
+            decision = self.decide(ask, chosen, embedding, purse, limit_nusd, excluded)
+            try:
+                await purse.reserve(attempt_id, decision.model, decision.reserve_nusd)
+            except BudgetExhaustedError as error:
+                lost = error
+                await purse.refresh()
+                continue
+            self._metrics.add("reserved_usd", decision.reserve_nusd / 1e9)
+            return attempt_id, decision
+        raise budget_exhausted(lost, purse.account, await _limit_nusd(ask, purse), self._metrics)
+
+    async def _call(self, attempt_id: str, decision: Decision, ask: Ask, purse: Purse) -> UpstreamAnswer:
+        """Raises UpstreamError, after the attempt was ended."""
+        try:
+            answer = await self._upstream.start(
+                decision.model, ask.request.fields, decision.max_tokens, attempt_id, ask.request.stream
+            )
+        except BaseException as error:  # raised again: whatever went wrong, the attempt ends
+            await self.end_failed(error, attempt_id, decision, purse)
+            raise
+        self.breakers.succeeded(decision.model)
+        return answer
+
+    async def end_failed(self, error: BaseException, attempt_id: str, decision: Decision, purse: Purse) -> None:
+        """Give the reservation back when the provider surely did not work, else charge it."""
+        charged = not isinstance(error, UpstreamError) or error.may_be_billed
+        kind = error.kind if isinstance(error, UpstreamError) else type(error).__name__
+        self._metrics.add("upstream_errors", model=decision.model, kind=kind)
+        self._metrics.add("reserved_usd", -decision.reserve_nusd / 1e9)
+        if isinstance(error, UpstreamError) and error.is_providers_fault:
+            self.breakers.failed(decision.model)
+        logger.warning("upstream_failed model=%s error=%s charged=%s", decision.model, kind, charged)
+        if charged:
+            await purse.settle(attempt_id, decision.reserve_nusd)
+        else:
+            await purse.release(attempt_id)
+
+
+async def _limit_nusd(ask: Ask, purse: Purse) -> int | None:
+    """What this turn may cost beside what the session has left."""
+    limits = [limit for limit in (ask.knobs.max_turn_nusd, await purse.month_left_nusd()) if limit is not None]
+    return min(limits, default=None)
+
+
+def _only(ask: Ask, latest_model: str | None, names: tuple[str, ...]) -> tuple[str | None, str]:
+    """The one model that may answer, and why: it was asked for, or the conversation belongs to it."""
+    if ask.request.pinned_model is not None:
+        return ask.request.pinned_model, "pinned"
+    if ask.request.lock and latest_model in names:
+        return latest_model, ask.request.lock
+    return None, "policy"
+
+
+def _cached_tokens(ask: Ask) -> int:
+    """Of the prompt's typical tokens, those that the last model may still have cached."""
+    request = ask.request
+    return min(request.prompt_tokens, request.prefix_bytes // 4)

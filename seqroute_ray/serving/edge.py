@@ -1,0 +1,96 @@
+"""What every HTTP request passes, whatever its route: limits, a request id, one line in the access log. Pure ASGI.
+
+The access log is JSON on the logger `seqroute_ray.access`: never a prompt, an answer, a key or a session's name.
+"""
+
+import json
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from seqroute_ray.serving.metrics import Metrics
+from seqroute_ray.serving.requests import RequestError
+
+access_logger = logging.getLogger("seqroute_ray.access")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+NOTES = "seqroute.notes"  # in the ASGI scope: what a route adds to the access log
+
+
+class Edge:
+    """ASGI middleware; outermost."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_header_bytes: int) -> None:
+        self._app, self._metrics, self._max_header_bytes = app, metrics, max_header_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun_s, status = time.monotonic(), 499  # the client left before an answer began
+        request_id = _request_id(scope)
+        notes: dict[str, Any] = {}
+        scope[NOTES] = notes
+
+        async def tell(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > self._max_header_bytes:
+                await _refuse(tell, 431, f"the request's headers exceed {self._max_header_bytes} bytes", "headers_too_large")
+                return
+            await self._app(scope, receive, tell)
+        finally:
+            self._log(scope, status, time.monotonic() - begun_s, request_id, notes)
+
+    def _log(self, scope: Scope, status: int, seconds: float, request_id: bytes, notes: dict[str, Any]) -> None:
+        route = getattr(scope.get("route"), "path", "(none)")
+        self._metrics.add("answers", route=route, status=str(status))
+        if access_logger.isEnabledFor(logging.INFO):
+            line = {"request_id": request_id.decode(), "method": scope["method"], "route": route, "status": status}
+            access_logger.info("%s", json.dumps({**line, "seconds": round(seconds, 6), **notes}))
+
+
+def note(request: Request, **fields: Any) -> None:
+    """Add fields to this request's line in the access log."""
+    request.scope.get(NOTES, {}).update(fields)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The request's body. Raises RequestError (413) as soon as it is too large."""
+    too_large = RequestError(
+        f"the request body exceeds {max_bytes} bytes; send less, or raise max_body_bytes", status=413, code="body_too_large"
+    )
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _request_id(scope: Scope) -> bytes:
+    """The client's, if it is harmless; else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            return bytes(value)
+    return uuid.uuid4().hex.encode()
+
+
+async def _refuse(send: Send, status: int, message: str, code: str) -> None:
+    body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}})
+    headers = [(b"content-type", b"application/json"), (b"x-should-retry", b"false")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body.encode()})

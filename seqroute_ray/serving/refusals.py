@@ -1,0 +1,38 @@
+"""The refusals of a turn that has no money or no model: what they say and how to go on."""
+
+from typing import Any
+
+from seqroute_ray.core.errors import BudgetExhaustedError, NoModelError
+from seqroute_ray.core.ledger import Account
+from seqroute_ray.serving.breaker import Breakers
+from seqroute_ray.serving.metrics import Metrics
+from seqroute_ray.serving.requests import RequestError
+from seqroute_ray.serving.turn import money
+
+HINT = (
+    'raise the budget with PUT /v1/sessions/{id} and {"budget_usd": ...}, wait for running turns to give back what '
+    "they reserved, or send a shorter prompt"
+)
+
+
+def budget_exhausted(
+    error: BudgetExhaustedError, account: Account, limit_nusd: int | None, metrics: Metrics
+) -> RequestError:
+    """402, with what is spent, reserved and left."""
+    limited = limit_nusd is not None and limit_nusd < account.remaining_nusd
+    metrics.add("budget_refusals", scope="turn" if limited else "session")
+    if not limited and account.reserved_nusd:
+        metrics.add("false_blocks")
+    details: dict[str, Any] = {**money(account), "hint": HINT}
+    message = str(error)
+    if limited and limit_nusd is not None:
+        message += f"; this turn may cost ${limit_nusd / 1e9:.9f} at most (x-max-turn-usd, or the key's monthly budget)"
+        details["turn_limit_usd"] = limit_nusd / 1e9
+    return RequestError(message, status=402, code="budget_exhausted", **details)
+
+
+def no_model(error: NoModelError, breakers: Breakers) -> RequestError:
+    """503, and when to come again."""
+    return RequestError(
+        str(error), status=503, code="no_model_available", retry_after_s=max(1, round(breakers.retry_after_s()))
+    )

@@ -1,0 +1,134 @@
+"""The end of an answered attempt: its bill, its record, its charge; late when the ledger does not answer at once."""
+
+import asyncio
+import logging
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from seqroute_ray.core.errors import LedgerError, LedgerUnavailable
+from seqroute_ray.core.ledger import Account, StoredAnswer, TurnRecord, remembered
+from seqroute_ray.serving.attempts import Started
+from seqroute_ray.serving.metrics import Metrics
+from seqroute_ray.serving.turn import Paid
+from seqroute_ray.serving.upstream import Tally
+
+RETRY_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Settling:
+    """Charges answered attempts. `close` waits for those that are late."""
+
+    def __init__(self, metrics: Metrics, patience_s: float) -> None:
+        self._metrics, self._patience_s = metrics, patience_s
+        self._late: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._late, return_exceptions=True)
+
+    def paid(self, started: Started, tally: Tally) -> Paid:
+        """What the turn will have cost, before it is booked: the answer says so itself."""
+        cost_nusd, account = self.cost_nusd(started, tally), started.purse.account
+        after = replace(
+            account,
+            spent_nusd=account.spent_nusd + cost_nusd,
+            reserved_nusd=account.reserved_nusd - started.decision.reserve_nusd,
+            num_turns=account.num_turns + 1,
+            summary_sum=remembered(account, started.decision.summary),
+        )
+        return Paid(
+            decision_id=started.ask.decision_id,
+            decision=started.decision,
+            session=started.ask.session,
+            cost_nusd=cost_nusd,
+            account=after,
+            policy=started.chosen.side,
+        )
+
+    def cost_nusd(self, started: Started, tally: Tally) -> int:
+        """By the provider's usage; by what was seen where a stream broke off; the whole reservation where neither."""
+        decision, pricing = started.decision, started.chosen.router.pricing
+        if tally.usage is not None:
+            return pricing.cost_nusd(decision.action, tally.usage)
+        if not tally.finished and tally.completion_bytes is not None:
+            prompt_tokens = started.ask.request.prompt_tokens_bound
+            seen = pricing.worst_case_nusd(decision.action, prompt_tokens, tally.estimated_completion_tokens)
+            return min(seen, decision.reserve_nusd)
+        logger.warning("usage_missing model=%s charged_usd=%.9f", decision.model, decision.reserve_nusd / 1e9)
+        return decision.reserve_nusd
+
+    async def settle(
+        self, started: Started, tally: Tally, paid: Paid, *, answer: tuple[str, StoredAnswer] | None = None
+    ) -> None:
+        """Book the turn. When the ledger does not answer it is tried again behind the client's back: the reservation
+        holds the money meanwhile, and the reaper charges it if this replica dies.
+        """
+        self._count(started, paid)
+        turn = _record(started, tally, paid)
+        try:
+            await started.purse.settle(started.attempt_id, paid.cost_nusd, turn, answer)
+        except LedgerUnavailable:
+            late = asyncio.create_task(self._settle_late(started, paid.cost_nusd, turn, answer))
+            self._late.add(late)
+            late.add_done_callback(self._late.discard)
+
+    async def _settle_late(
+        self, started: Started, cost_nusd: int, turn: TurnRecord, answer: tuple[str, StoredAnswer] | None
+    ) -> None:
+        self._metrics.add("ledger_lag", 1)
+        deadline_s = time.monotonic() + self._patience_s
+        try:
+            while time.monotonic() < deadline_s:
+                await asyncio.sleep(RETRY_S)
+                try:
+                    await started.purse.settle(started.attempt_id, cost_nusd, turn, answer)
+                    return
+                except LedgerUnavailable:
+                    continue
+            logger.error("settle_given_up attempt=%s: the reaper will charge its reservation", started.attempt_id)
+        except LedgerError as error:
+            logger.error("settle_refused attempt=%s error=%s", started.attempt_id, error)
+        finally:
+            self._metrics.add("ledger_lag", -1)
+
+    def _count(self, started: Started, paid: Paid) -> None:
+        decision, metrics = started.decision, self._metrics
+        metrics.add("decisions", model=decision.model, chosen_by=decision.chosen_by, policy=paid.policy)
+        for rung in decision.degraded:
+            metrics.add("degraded", rung=rung)
+        metrics.add("reserved_usd", -decision.reserve_nusd / 1e9)
+        metrics.add("spent_usd", paid.cost_nusd / 1e9, model=decision.model)
+        metrics.add("overshoot_usd", max(0, paid.cost_nusd - decision.reserve_nusd) / 1e9, model=decision.model)
+
+
+def _record(started: Started, tally: Tally, paid: Paid) -> TurnRecord:
+    """The line of the decision log: numbers and names, never a text."""
+    usage, ask = tally.usage, started.ask
+    record: dict[str, Any] = {
+        **started.decision.to_json(),
+        "decision_id": ask.decision_id,
+        "attempt_id": started.attempt_id,
+        "session_from": ask.session.source,
+        "policy": paid.policy,
+        "task_type": ask.knobs.task_type,
+        "prompt_tokens": usage.prompt_tokens if usage else None,
+        "completion_tokens": usage.completion_tokens if usage else None,
+        "usage": asdict(usage) if usage else None,
+        "finished": tally.finished,
+        "cost_nusd": paid.cost_nusd,
+        "failed_attempts": list(started.failures),
+        "latency_s": round(time.monotonic() - ask.started_s, 6),
+        **({"shadow": started.shadow} if started.shadow else {}),
+    }
+    return TurnRecord(
+        decision_id=ask.decision_id,
+        summary=started.decision.summary,
+        latest={"model": started.decision.model},
+        record=record,
+        embedding=started.embedding[0].astype(np.float16).tobytes(),
+        owner=ask.caller.id,
+    )

@@ -1,0 +1,116 @@
+"""One turn on its way: what was asked, who pays, and what was decided so far. Data only."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqroute_ray.core.ledger import Account, StoredAnswer
+from seqroute_ray.serving.keys import Caller
+from seqroute_ray.serving.knobs import Knobs
+from seqroute_ray.serving.requests import TurnRequest
+from seqroute_ray.serving.router import Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Whose money pays."""
+
+    ledger_id: str  # scoped by the API key: no key can name another's session
+    public_id: str  # what the client calls it, or may call it from now on
+    source: str  # what named it: a header, a field of the body, or a fingerprint of the conversation's start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A request, checked."""
+
+    request: TurnRequest
+    session: Session
+    knobs: Knobs
+    caller: Caller
+    decision_id: str
+    idempotency_key: str | None = None
+    body_hash: str = ""
+    started_s: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paid:
+    """An answered turn: what the answer says about itself."""
+
+    decision_id: str
+    decision: Decision
+    session: Session
+    cost_nusd: int
+    account: Account  # after the turn
+    policy: str  # current or canary
+
+    @property
+    def turn(self) -> int:
+        """Position in the session, from 0."""
+        return self.account.num_turns - 1
+
+    def headers(self) -> dict[str, str]:
+        return {
+            **decided_headers(self.decision_id, self.decision, self.session),
+            "x-seqroute-cost-usd": f"{self.cost_nusd / 1e9:.9f}",
+            "x-seqroute-remaining-usd": f"{self.account.remaining_nusd / 1e9:.9f}",
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "decision_id": self.decision_id,
+            "session_id": self.session.public_id,
+            "session_from": self.session.source,
+            "turn": self.turn,
+            "decision": self.decision.to_json(),
+            "cost_usd": self.cost_nusd / 1e9,
+            **money(self.account),
+        }
+
+
+class Renderer(Protocol):
+    """How an answer looks in a client's protocol: OpenAI's, Anthropic's."""
+
+    def whole(self, body: Mapping[str, Any], paid: Paid) -> StoredAnswer: ...
+
+    def begin(self) -> bytes:
+        """What a stream begins with."""
+        ...
+
+    def chunk(self, payload: bytes) -> bytes:
+        """One chunk of the provider's stream."""
+        ...
+
+    def end(self, paid: Paid) -> bytes:
+        """What a stream ends with."""
+        ...
+
+    def failure(self, message: str, code: str) -> bytes:
+        """What a stream ends with that broke off."""
+        ...
+
+
+def decided_headers(decision_id: str, decision: Decision, session: Session) -> dict[str, str]:
+    """What is known before the first byte of an answer."""
+    return {
+        "x-seqroute-decision": decision_id,
+        "x-seqroute-model": decision.model,
+        "x-seqroute-session": session.public_id,
+    }
+
+
+def money(account: Account) -> dict[str, float]:
+    return {
+        "budget_usd": account.budget_nusd / 1e9,
+        "spent_usd": account.spent_nusd / 1e9,
+        "reserved_usd": account.reserved_nusd / 1e9,
+        "remaining_usd": account.remaining_nusd / 1e9,
+    }
+
+
+Embedding = NDArray[np.float32]  # [1, D]
