@@ -2,17 +2,22 @@
 
 # No `from __future__ import annotations` here: it would silently disable Serve's validation of ServeArgs.
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import serve
 from ray.serve import Application
 
+from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.serving.api import make_api
-from seqroute_ray.serving.config import ServingConfig, load_artefact, load_config
+from seqroute_ray.serving.config import ServingConfig, load_config, load_policies, one_line_of
+from seqroute_ray.serving.exposure import check_exposure
+from seqroute_ray.serving.metrics import Metrics, RayBackend
+from seqroute_ray.serving.policies import PolicySettings
 
 MAX_ONGOING_REQUESTS = 1000  # a turn waits for its provider, not for a CPU; Serve's default is 5
-SHUTDOWN_MARGIN_S = 30.0  # above upstream_timeout_s: a replica that goes finishes its paid turns
+SHUTDOWN_MARGIN_S = 30.0  # above the longest call: a replica that goes finishes its paid turns
 
 
 class ServeArgs(BaseModel):
@@ -27,19 +32,32 @@ class SeqRoute:
     """A replica; it keeps no state of its own."""
 
     def __init__(self, config: ServingConfig) -> None:
-        self._config = config
+        self._api = make_api(config, Metrics(RayBackend()))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self._config)
+        return self._api
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Swap policies; `user_config` is a PolicySettings. Raises ConfigError, ArtefactError: the old ones stay."""
+        await self._api.state.service.swap(policy_settings(user_config).absolute())
+
+
+def policy_settings(user_config: dict[str, Any]) -> PolicySettings:
+    """Raises ConfigError."""
+    try:
+        return PolicySettings.model_validate(user_config)
+    except ValidationError as error:
+        raise ConfigError(f"user_config: {one_line_of(error)}") from error
 
 
 def build_app(args: ServeArgs) -> Application:
     """The bound application, after every start-up check. Raises ConfigError or ArtefactError."""
     config = load_config(Path(args.config))
-    load_artefact(config)
+    check_exposure(config)
+    load_policies(config, config.policy)
     deployed = serve.deployment(
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        graceful_shutdown_timeout_s=config.upstream_timeout_s + SHUTDOWN_MARGIN_S,
+        graceful_shutdown_timeout_s=config.timeouts.total_s + SHUTDOWN_MARGIN_S,
     )
     # serve.ingress without an app: each replica builds its own by __serve_build_asgi_app__.
     application: Application = deployed(serve.ingress()(SeqRoute)).bind(config)

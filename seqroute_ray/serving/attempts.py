@@ -56,10 +56,9 @@ class Attempts:
         """Raises RequestError (402), NoModelError."""
         request, account = ask.request, purse.account
         only, because = _only(ask, account.latest.get("model"), chosen.router.artefact.catalog.names)
-        lam = ask.knobs.lambda_per_usd
         wish = Wish(
             max_tokens=request.max_tokens,
-            lambda_per_usd=self._config.default_lambda_per_usd if lam is None else lam,
+            lambda_per_usd=ask.knobs.lambda_per_usd,
             limit_nusd=limit_nusd,
             only=only,
             only_because=because,

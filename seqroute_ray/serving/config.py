@@ -2,6 +2,7 @@
 
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -10,8 +11,12 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from seqroute_ray.core.catalog import Catalog
-from seqroute_ray.core.errors import ConfigError
-from seqroute_ray.core.policy import PolicyArtefact
+from seqroute_ray.core.errors import ArtefactError, ConfigError
+from seqroute_ray.core.policy import MANIFEST, WEIGHTS, PolicyArtefact
+from seqroute_ray.core.storage import Folder, local_path, one_line
+from seqroute_ray.serving.breaker import BreakerSettings
+from seqroute_ray.serving.keys import KeySettings
+from seqroute_ray.serving.policies import Policies, PolicySettings
 
 
 def _http_url(url: str) -> str:
@@ -42,17 +47,34 @@ class UpstreamConfig(BaseModel):
         return self.upstream_model or self.model
 
 
+class Retention(BaseModel):
+    """How long stored answers (of idempotency keys) are kept, and the reaper's pace."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    answers_max_age_s: float = Field(default=86_400.0, gt=0)
+    answers_max_bytes: int = Field(default=2**30, gt=0)  # of all stored answers; the oldest go first
+    reap_every_s: float = Field(default=5.0, gt=0, le=3600)
+
+
 class ServingConfig(BaseModel):
     """Everything a replica needs to start. Relative paths start at the folder the server is started in."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    artefact_dir: Path  # folder with manifest.json and weights.npz
-    ledger_path: Path  # SQLite file; a local disk
-    default_budget_usd: float | None = Field(default=None, ge=1e-9, le=1e9)  # of a new session; null: header required
+    policy: PolicySettings
+    ledger: str  # path of a SQLite file on a local disk (one node), or redis://HOST:PORT/DB (many nodes)
+    keys: tuple[KeySettings, ...] = ()  # API keys, hashed; none: anybody who reaches the port, which must be loopback
+    default_budget_usd: float | None = Field(default=None, ge=1e-9, le=1e6)  # of a new session; null: header required
     default_lambda_per_usd: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # quality per USD
     default_max_tokens: int = Field(default=1024, ge=1)  # of a request that names none
-    upstream_timeout_s: float = Field(default=120.0, gt=0, le=3600)  # of one whole provider call
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    max_header_bytes: int = Field(default=32 * 1024, ge=1024)
+    idempotency_wait_s: float = Field(default=0.0, ge=0, le=3600)  # for a running request of the same key; then 409
+    retries: int = Field(default=1, ge=0, le=10)  # of one model, before the next one that fits is asked
+    breaker: BreakerSettings = BreakerSettings()
+    timeouts: UpstreamTimeouts = UpstreamTimeouts()
+    retention: Retention = Retention()
     upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1)
 
 
@@ -69,12 +91,12 @@ def load_config(path: Path) -> ServingConfig:
     try:
         config = ServingConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from error
-    absolute = {name: getattr(config, name).absolute() for name in ("artefact_dir", "ledger_path")}
-    return config.model_copy(update=absolute)
+        raise ConfigError(f"{path}: {one_line_of(error)}") from error
+    ledger = config.ledger if "://" in config.ledger else str(Path(config.ledger).absolute())
+    return config.model_copy(update={"policy": config.policy.absolute(), "ledger": ledger})
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line_of(error: ValidationError) -> str:
     """The first broken rule as `field: rule, got value`, and how many more there are."""
     first, *others = error.errors()
     field = ".".join(str(part) for part in first["loc"])
@@ -83,27 +105,44 @@ def _one_line(error: ValidationError) -> str:
     return f"{field}: {first['msg']}{got}{more}"
 
 
-def load_artefact(config: ServingConfig) -> PolicyArtefact:
-    """The policy, after every start-up check. Raises ArtefactError or ConfigError."""
-    artefact = PolicyArtefact.load(config.artefact_dir)
-    check_upstreams(config, artefact.catalog)
+def load_policies(config: ServingConfig, settings: PolicySettings) -> Policies:
+    """The policies, after every start-up check. Raises ArtefactError or ConfigError."""
     check_keys(config)
-    return artefact
+    artefacts = {location: fetch_artefact(location) for location in dict.fromkeys(settings.locations())}
+    for artefact in artefacts.values():
+        check_upstreams(config, artefact.catalog)
+    return Policies(settings, artefacts, config.upstreams, config.default_max_tokens)
+
+
+def fetch_artefact(location: str) -> PolicyArtefact:
+    """A policy from a folder or a URI. Raises ArtefactError, ConfigError."""
+    if local_path(location) is not None:
+        return PolicyArtefact.load(Path(location))
+    remote = Folder.at(location)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in (WEIGHTS, MANIFEST):
+            try:
+                (Path(scratch) / name).write_bytes(remote.read(name))
+            except OSError as error:
+                raise ArtefactError(f"{location}/{name}: cannot be read ({one_line(error)})") from error
+        return PolicyArtefact.load(Path(scratch))
 
 
 def check_upstreams(config: ServingConfig, catalog: Catalog) -> None:
-    """Each model of the catalog has exactly one upstream, at the price it was trained for. Raises ConfigError."""
+    """Each model of the catalog has exactly one upstream, at the price it was trained for. Raises ConfigError.
+
+    An upstream of no model waits for a policy that knows it: pools change by a swap of policies.
+    """
     names = [upstream.model for upstream in config.upstreams]
-    known = ", ".join(catalog.names)
     for name in names:
-        if name not in catalog.names:
-            raise ConfigError(f"upstream {name!r} is not in the policy's catalog; known: {known}")
         if names.count(name) > 1:
             raise ConfigError(f"upstream {name!r} is named {names.count(name)} times; name each model once")
     missing = [name for name in catalog.names if name not in names]
     if missing:
         raise ConfigError(f"the policy routes to {', '.join(missing)}, which no upstream serves; add one for each")
     for upstream in config.upstreams:
+        if upstream.model not in catalog.names:
+            continue
         model = catalog.models[catalog.action(upstream.model)]
         for field in ("usd_per_m_input", "usd_per_m_output"):
             trained, priced = getattr(model, field), getattr(upstream, field)

@@ -28,7 +28,7 @@ class Replays:
         deadline_s = time.monotonic() + self._wait_s
         while True:
             claim, stored = await self._ledger.claim(
-                ask.session.ledger_id, ask.idempotency_key, ask.body_hash, self._lease_s
+                ask.session.session_id, ask.idempotency_key, ask.body_hash, self._lease_s
             )
             if claim is Claim.MINE:
                 return None
@@ -55,4 +55,4 @@ class Replays:
     async def disclaim(self, ask: Ask) -> None:
         """The request ended without an answer: its key may be used again."""
         if ask.idempotency_key is not None:
-            await self._ledger.disclaim(ask.session.ledger_id, ask.idempotency_key)
+            await self._ledger.disclaim(ask.session.session_id, ask.idempotency_key)

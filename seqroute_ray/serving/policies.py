@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from seqroute_ray.core.embedding import Embedder, load_embedder
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.policy import PolicyArtefact
+from seqroute_ray.core.storage import absolute
 from seqroute_ray.serving.router import Router
 
 _Share = Field(gt=0, le=1)
@@ -35,6 +36,15 @@ class PolicySettings(BaseModel):
     canary: ShareSettings | None = None  # decides for its share of the sessions
     shadow: ShareSettings | None = None  # decides beside; its choice stands in the decision record only
     epsilon: float = Field(default=0.0, ge=0, le=1)  # chance of a uniform choice: logs to learn from need some
+
+    def absolute(self) -> "PolicySettings":
+        """With paths that hold in any folder."""
+
+        def share(settings: ShareSettings | None) -> ShareSettings | None:
+            return settings and settings.model_copy(update={"artefact": absolute(settings.artefact)})
+
+        changes = {"artefact": absolute(self.artefact), "canary": share(self.canary), "shadow": share(self.shadow)}
+        return self.model_copy(update=changes)
 
     def locations(self) -> list[str]:
         return [self.artefact, *(share.artefact for share in (self.canary, self.shadow) if share)]

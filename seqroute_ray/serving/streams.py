@@ -79,9 +79,11 @@ class Stream:
 
     async def _relay(self) -> AsyncIterator[bytes]:
         try:
-            yield self._keep(self._renderer.begin())
+            if begin := self._keep(self._renderer.begin()):
+                yield begin
             async for payload in self.started.upstream.payloads():
-                yield self._keep(self._renderer.chunk(payload))
+                if chunk := self._keep(self._renderer.chunk(payload)):
+                    yield chunk
             last = await self._end()
         except UpstreamError as error:
             last = await self._break_off(error)

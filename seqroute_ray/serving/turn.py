@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqroute_ray.core.ledger import Account, StoredAnswer
+from seqroute_ray.serving.identity import Identity
 from seqroute_ray.serving.keys import Caller
 from seqroute_ray.serving.knobs import Knobs
 from seqroute_ray.serving.requests import TurnRequest
@@ -16,20 +17,11 @@ from seqroute_ray.serving.router import Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """Whose money pays."""
-
-    ledger_id: str  # scoped by the API key: no key can name another's session
-    public_id: str  # what the client calls it, or may call it from now on
-    source: str  # what named it: a header, a field of the body, or a fingerprint of the conversation's start
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """A request, checked."""
 
     request: TurnRequest
-    session: Session
+    session: Identity
     knobs: Knobs
     caller: Caller
     decision_id: str
@@ -44,7 +36,7 @@ class Paid:
 
     decision_id: str
     decision: Decision
-    session: Session
+    session: Identity
     cost_nusd: int
     account: Account  # after the turn
     policy: str  # current or canary
@@ -64,7 +56,7 @@ class Paid:
     def to_json(self) -> dict[str, Any]:
         return {
             "decision_id": self.decision_id,
-            "session_id": self.session.public_id,
+            "session_id": self.session.client_id,
             "session_from": self.session.source,
             "turn": self.turn,
             "decision": self.decision.to_json(),
@@ -95,12 +87,12 @@ class Renderer(Protocol):
         ...
 
 
-def decided_headers(decision_id: str, decision: Decision, session: Session) -> dict[str, str]:
+def decided_headers(decision_id: str, decision: Decision, session: Identity) -> dict[str, str]:
     """What is known before the first byte of an answer."""
     return {
         "x-seqroute-decision": decision_id,
         "x-seqroute-model": decision.model,
-        "x-seqroute-session": session.public_id,
+        "x-seqroute-session": session.client_id,
     }
 
 

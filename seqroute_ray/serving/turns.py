@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from seqroute_ray.core.errors import ConfigError, LedgerError, NoModelError, UnknownSessionError
 from seqroute_ray.core.ledger import Account, Feedback, StoredAnswer
-from seqroute_ray.core.money import to_nusd
 from seqroute_ray.serving.attempts import Attempts, Started
 from seqroute_ray.serving.config import ServingConfig, load_policies
 from seqroute_ray.serving.idempotency import Replays
+from seqroute_ray.serving.knobs import BUDGET_HEADER
 from seqroute_ray.serving.ledgers import open_ledger
 from seqroute_ray.serving.ledgers.reaper import Reaper
 from seqroute_ray.serving.metrics import Metrics
@@ -73,7 +73,7 @@ class TurnService:
     async def decide(self, ask: Ask) -> Decision:
         """What `answer` would do now. Nothing is opened, reserved or charged. Raises SeqRouteError."""
         account = await self._peek(ask)
-        chosen = self.policies.of(ask.session.ledger_id)
+        chosen = self.policies.of(ask.session.session_id)
         purse = self._purse(ask, account)
         limits = (ask.knobs.max_turn_nusd, await purse.month_left_nusd())
         limit_nusd = min((limit for limit in limits if limit is not None), default=None)
@@ -209,31 +209,20 @@ class TurnService:
     async def _open(self, ask: Ask) -> Account:
         """The session's account, opened when it is new. Raises RequestError."""
         try:
-            account = await self.ledger.account(ask.session.ledger_id)
+            account = await self.ledger.account(ask.session.session_id)
         except UnknownSessionError:
-            account = await self.ledger.open(ask.session.ledger_id, self._first_budget_nusd(ask))
+            account = await self.ledger.open(ask.session.session_id, _first_budget_nusd(ask))
         _check_budget(account, ask)
         return account
 
     async def _peek(self, ask: Ask) -> Account:
         """The session's account, or what it would be when it is new; opens none."""
         try:
-            account = await self.ledger.account(ask.session.ledger_id)
+            account = await self.ledger.account(ask.session.session_id)
         except UnknownSessionError:
-            return Account(ask.session.ledger_id, self._first_budget_nusd(ask))
+            return Account(ask.session.session_id, _first_budget_nusd(ask))
         _check_budget(account, ask)
         return account
-
-    def _first_budget_nusd(self, ask: Ask) -> int:
-        if ask.knobs.budget_nusd is not None:
-            return ask.knobs.budget_nusd
-        default_usd = ask.caller.default_session_budget_usd or self.config.default_budget_usd
-        if default_usd is None:
-            raise RequestError(
-                "a new session needs the header x-session-budget-usd: this server has no default budget",
-                code="budget_required",
-            )
-        return int(to_nusd(default_usd))
 
     def _spawn(self, work: Coroutine[Any, Any, T] | Awaitable[T]) -> "asyncio.Task[T]":
         """Run to the end, whatever becomes of the request; the server waits for it when it stops."""
@@ -243,14 +232,22 @@ class TurnService:
         return task  # type: ignore[return-value]
 
 
+def _first_budget_nusd(ask: Ask) -> int:
+    budget_nusd = ask.knobs.first_budget_nusd
+    if budget_nusd is None:
+        message = f"a new session needs the header {BUDGET_HEADER}: this server and key have no default budget"
+        raise RequestError(message, code="budget_required")
+    return budget_nusd
+
+
 def _check_budget(account: Account, ask: Ask) -> None:
     if account.closed:
         raise RequestError(
-            f"session {ask.session.public_id!r} is closed; begin a new one", status=409, code="session_closed"
+            f"session {ask.session.client_id!r} is closed; begin a new one", status=409, code="session_closed"
         )
-    if ask.knobs.budget_nusd not in (None, account.budget_nusd):
+    if ask.knobs.asked_budget_nusd not in (None, account.budget_nusd):
         raise RequestError(
-            f"session {ask.session.public_id!r} has a budget of ${account.budget_nusd / 1e9:.9f}; x-session-budget-usd "
+            f"session {ask.session.client_id!r} has a budget of ${account.budget_nusd / 1e9:.9f}; {BUDGET_HEADER} "
             "may only repeat it; to raise it use PUT /v1/sessions/{id}",
             status=409,
             code="budget_conflict",
