@@ -3,6 +3,7 @@
 import math
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -27,6 +28,17 @@ def _http_url(url: str) -> str:
 
 
 _Finite = Field(ge=0, allow_inf_nan=False)
+_OptionalPrice = Annotated[float | None, _Finite]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamTimeouts:
+    """How long a provider may take, in seconds; the reasons stand at the fields of ServingConfig."""
+
+    connect_s: float = 10.0
+    first_byte_s: float = 60.0
+    silence_s: float = 30.0
+    total_s: float = 120.0
 
 
 class UpstreamConfig(BaseModel):
@@ -41,6 +53,9 @@ class UpstreamConfig(BaseModel):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # the one this provider obeys
     usd_per_m_input: float = _Finite
     usd_per_m_output: float = _Finite
+    usd_per_m_cached_input: _OptionalPrice = None  # of prompt tokens read from the provider's cache; null: the input's
+    # Of reasoning tokens that this provider counts beside completion_tokens; null: it counts them within, as OpenAI.
+    usd_per_m_reasoning: _OptionalPrice = None
 
     @property
     def sent_model(self) -> str:
@@ -73,9 +88,25 @@ class ServingConfig(BaseModel):
     idempotency_wait_s: float = Field(default=0.0, ge=0, le=3600)  # for a running request of the same key; then 409
     retries: int = Field(default=1, ge=0, le=10)  # of one model, before the next one that fits is asked
     breaker: BreakerSettings = BreakerSettings()
-    timeouts: UpstreamTimeouts = UpstreamTimeouts()
     retention: Retention = Retention()
+    upstream_timeout_s: float = Field(default=120.0, gt=0, le=3600)  # of one whole provider call
+    # Name, TCP and TLS: a provider that is up takes under a second, and a call that did not begin costs nothing.
+    upstream_connect_timeout_s: float = Field(default=10.0, gt=0, le=3600)
+    # Of a stream, from the request to its first event. Long: a model may think before it speaks, and what it thought
+    # is billed. An answer that is not streamed comes at once in the end, and has the whole time.
+    upstream_first_byte_timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    # Of a stream, between two receptions: a model that speaks says something every second; a dead one holds money.
+    upstream_silence_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1)
+
+    @property
+    def upstream_timeouts(self) -> UpstreamTimeouts:
+        return UpstreamTimeouts(
+            connect_s=self.upstream_connect_timeout_s,
+            first_byte_s=self.upstream_first_byte_timeout_s,
+            silence_s=self.upstream_silence_timeout_s,
+            total_s=self.upstream_timeout_s,
+        )
 
 
 def load_config(path: Path) -> ServingConfig:

@@ -1,40 +1,49 @@
 """The client of OpenAI-compatible providers: one aiohttp session for all of them. Logs neither prompts nor keys."""
 
+import asyncio
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 import aiohttp
 
-from seqroute_ray.serving.config import UpstreamConfig
+from seqroute_ray.serving.config import UpstreamConfig, UpstreamTimeouts
+from seqroute_ray.serving.upstream_answer import UpstreamAnswer
+from seqroute_ray.serving.upstream_errors import (
+    UpstreamError,
+    UpstreamFault,
+    from_answer,
+    from_exception,
+    from_status,
+    malformed,
+)
+from seqroute_ray.serving.usage import parse_object
 
-CONNECT_TIMEOUT_S = 10.0
-MAX_QUOTED_CHARACTERS = 300  # of a provider's own error message
+__all__ = ["UpstreamAnswer", "UpstreamClient", "UpstreamError", "UpstreamFault"]
 
-
-class UpstreamError(Exception):
-    """A provider gave no usable answer.
-
-    status: its HTTP status, None when there was none. may_be_billed: the request may have been worked on.
-    """
-
-    def __init__(self, message: str, *, status: int | None = None, may_be_billed: bool) -> None:
-        super().__init__(message)
-        self.status, self.may_be_billed = status, may_be_billed
+# A provider keeps it beside its own id of the call: its bill can be reconciled with our ledger, attempt by attempt.
+ATTEMPT_HEADER = "x-client-request-id"
+EVENT_STREAM = "text/event-stream"
+# Of a request; whatever it says of them, what was reserved holds.
+SET_HERE = frozenset({"model", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
 
 
 class UpstreamClient:
     """Chat completions of all upstreams; open it with `async with`."""
 
-    def __init__(self, upstreams: Iterable[UpstreamConfig], timeout_s: float) -> None:
+    def __init__(self, upstreams: Iterable[UpstreamConfig], timeouts: UpstreamTimeouts | None = None) -> None:
         self._upstreams = {upstream.model: upstream for upstream in upstreams}
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s / 2))
+        self._timeouts = timeouts or UpstreamTimeouts()
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "UpstreamClient":
+        limits = self._timeouts
+        # `connect` covers the name, TCP and TLS. Half of the whole: a call that cannot connect is told from a slow one.
+        timeout = aiohttp.ClientTimeout(total=limits.total_s, connect=min(limits.connect_s, limits.total_s / 2))
         # The ledger bounds the calls in flight, not the connection pool: waiting in a pool looks like a slow provider.
-        self._session = aiohttp.ClientSession(timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0))
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
         return self
 
     async def __aexit__(
@@ -43,57 +52,97 @@ class UpstreamClient:
         if self._session:
             await self._session.close()
 
-    async def complete(self, model: str, fields: Mapping[str, Any], max_tokens: int) -> tuple[int, dict[str, Any]]:
-        """Status and JSON of one chat completion. Raises UpstreamError.
+    async def start(
+        self, model: str, fields: Mapping[str, Any], max_tokens: int, attempt_id: str, stream: bool
+    ) -> UpstreamAnswer:
+        """The answer when it is whole, or a stream once its first payload is here. Raises UpstreamError.
 
-        fields: the request without model and token limit, which are set here.
+        fields: the request; model, token limit and streaming are set here. A stream always asks for its usage.
         """
         upstream = self._upstreams[model]
-        body = {**fields, "model": upstream.sent_model, upstream.max_tokens_field: max_tokens}
+        body = {name: value for name, value in fields.items() if name not in SET_HERE}
+        body |= {"model": upstream.sent_model, upstream.max_tokens_field: max_tokens}
+        headers = _headers(upstream, attempt_id, stream)
+        answer = UpstreamAnswer(model)
+        if not stream:
+            return await self._whole(answer, upstream, body, headers)
+        options = fields.get("stream_options") or {}
+        body |= {"stream": True, "stream_options": {**options, "include_usage": True}}
+        return await self._streamed(answer, upstream, body, headers, bool(options.get("include_usage")))
+
+    async def _whole(
+        self, answer: UpstreamAnswer, upstream: UpstreamConfig, body: dict[str, Any], headers: dict[str, str]
+    ) -> UpstreamAnswer:
+        try:
+            async with await self._post(upstream, body, headers) as response:
+                raw = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise from_exception(upstream.model, error, answer.tally, "upstream_timeout_s") from error
+        parsed = parse_object(raw)
+        if parsed is None:
+            raise malformed(upstream.model, "a body that is not a JSON object", answer.tally)
+        answer.body = parsed
+        answer.tally.add(parsed, "message")
+        answer.tally.done = True
+        if parsed.get("error"):
+            raise from_answer(upstream.model, parsed, answer.tally)
+        return answer
+
+    async def _streamed(
+        self,
+        answer: UpstreamAnswer,
+        upstream: UpstreamConfig,
+        body: dict[str, Any],
+        headers: dict[str, str],
+        shows_usage: bool,
+    ) -> UpstreamAnswer:
+        clock = asyncio.timeout(self._timeouts.connect_s + self._timeouts.first_byte_s)
+        try:
+            async with clock:
+                response = await self._post(upstream, body, headers)
+                try:
+                    await _check_stream(upstream.model, response, answer)
+                    await answer.begin(response, self._timeouts.silence_s, shows_usage)
+                except BaseException:  # raised again: whatever went wrong, the connection ends
+                    response.close()
+                    raise
+        except (aiohttp.ClientError, TimeoutError) as error:
+            limit = "upstream_first_byte_timeout_s" if clock.expired() else "upstream_timeout_s"
+            raise from_exception(upstream.model, error, answer.tally, limit) from error
+        return answer
+
+    async def _post(
+        self, upstream: UpstreamConfig, body: dict[str, Any], headers: dict[str, str]
+    ) -> aiohttp.ClientResponse:
+        """The response when its status is 2xx. Raises UpstreamError, aiohttp.ClientError, TimeoutError."""
         if self._session is None:
             raise RuntimeError("UpstreamClient is used outside `async with`")
-        try:
-            async with self._session.post(
-                f"{upstream.base_url}/chat/completions", json=body, headers=_headers(upstream), allow_redirects=False
-            ) as response:
-                return response.status, await _read(model, response)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise UpstreamError(
-                f"upstream {model!r} cannot be reached ({_name(error)})", may_be_billed=False
-            ) from error
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise UpstreamError(f"upstream {model!r} gave no answer ({_name(error)})", may_be_billed=True) from error
+        url = f"{upstream.base_url}/chat/completions"
+        response = await self._session.post(url, json=body, headers=headers, allow_redirects=False)
+        if 200 <= response.status < 300:
+            return response
+        raw = b""
+        async with response:
+            with suppress(aiohttp.ClientError, TimeoutError):  # the status says enough
+                raw = await response.read()
+        raise from_status(upstream.model, response.status, response.headers, raw)
 
 
-def _headers(upstream: UpstreamConfig) -> dict[str, str]:
-    if not upstream.api_key_env:
-        return {}
-    return {"authorization": f"Bearer {os.environ[upstream.api_key_env]}"}
+async def _check_stream(model: str, response: aiohttp.ClientResponse, answer: UpstreamAnswer) -> None:
+    """Raises UpstreamError when the body is no event stream, such as an error with status 200."""
+    if response.content_type == EVENT_STREAM:
+        return
+    parsed = parse_object(await response.read()) or {}
+    answer.tally.add(parsed, "message")
+    if parsed.get("error"):
+        raise from_answer(model, parsed, answer.tally)
+    raise malformed(model, f"{response.content_type} where a stream was asked for", answer.tally)
 
 
-def _name(error: Exception) -> str:
-    return type(error).__name__
-
-
-async def _read(model: str, response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """The JSON object of an answer. Raises UpstreamError on a status outside 2xx or another body."""
-    try:
-        body = await response.json(content_type=None)
-    except ValueError:
-        body = None
-    if not 200 <= response.status < 300:
-        message = f"upstream {model!r} answered HTTP {response.status}{_quote(response.status, body)}"
-        raise UpstreamError(message, status=response.status, may_be_billed=False)
-    if not isinstance(body, dict):
-        message = f"upstream {model!r} answered HTTP {response.status} without a JSON object"
-        raise UpstreamError(message, status=response.status, may_be_billed=True)
-    return body
-
-
-def _quote(status: int, body: Any) -> str:
-    """The provider's own message; not for 401 and 403, where it may quote a part of the key."""
-    error = body.get("error") if isinstance(body, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    if status in (401, 403) or not isinstance(message, str):
-        return ""
-    return f": {message[:MAX_QUOTED_CHARACTERS]}"
+def _headers(upstream: UpstreamConfig, attempt_id: str, stream: bool) -> dict[str, str]:
+    headers = {ATTEMPT_HEADER: attempt_id}
+    if stream:
+        headers["accept-encoding"] = "identity"  # a compressor holds chunks back
+    if upstream.api_key_env:
+        headers["authorization"] = f"Bearer {os.environ[upstream.api_key_env]}"
+    return headers
