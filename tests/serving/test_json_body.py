@@ -13,7 +13,7 @@ class Inner(Body):
 
 
 class Outer(Body):
-    inner: list[Inner] = []
+    inner: tuple[Inner, ...] | list[Inner] = ()
     number: float = 0.0
 
 
