@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from seqroute_ray.core.errors import SeqRouteError
 from seqroute_ray.core.money import to_nusd
+from seqroute_ray.serving.requests import RequestError as RequestError
 
 SESSION_HEADER, BUDGET_HEADER, LAMBDA_HEADER = "x-session-id", "x-session-budget-usd", "x-lambda"
 TASK_TYPE_HEADER = "x-task-type"  # as `source` in the logs; a type that the policy does not know is inferred
@@ -20,14 +20,6 @@ SET_BY_ROUTER = ("model", "max_tokens", "max_completion_tokens", "stream", "stre
 PROMPT_FIELDS = ("tools", "functions", "response_format")  # become part of the prompt
 # What these cost does not follow from token counts and the catalog's prices.
 UNPRICED_FIELDS = ("audio", "modalities", "prediction", "service_tier", "web_search_options")
-
-
-class RequestError(SeqRouteError):
-    """A request that breaks a rule, with the HTTP status, the code and the details of its answer."""
-
-    def __init__(self, message: str, *, status: int = 400, code: str = "invalid_request", **details: Any) -> None:
-        super().__init__(message)
-        self.status, self.code, self.details = status, code, details
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
