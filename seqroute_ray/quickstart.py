@@ -204,8 +204,8 @@ def serving_settings(config: QuickstartConfig, upstream_url: str) -> Result:
     manifest = json.loads((config.out / "policy" / "manifest.json").read_text())
     prices = ("usd_per_m_input", "usd_per_m_output")
     return {
-        "artefact_dir": str(config.out / "policy"),
-        "ledger_path": str(config.out / "ledger.sqlite"),
+        "policy": {"artefact": str(config.out / "policy")},
+        "ledger": str(config.out / "ledger.sqlite"),
         "upstreams": [
             {"model": model.name, "base_url": upstream_url, **{name: getattr(model, name) for name in prices}}
             for model in Catalog.from_json(manifest["catalog"]).models
@@ -221,7 +221,7 @@ def _free_port() -> int:
 
 
 def _ask(url: str, text: str, budget_usd: float) -> Result:
-    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]}).encode()
+    body = json.dumps({"model": "seqroute", "messages": [{"role": "user", "content": text}]}).encode()
     headers = {
         "content-type": "application/json",
         "x-session-id": "quickstart",

@@ -1,11 +1,13 @@
 """The session budget: open, reserve, settle, release, expire, correct. Rules and protocol; stores implement it.
 
-    open     a session gets its budget once; a later, different budget is refused
-    reserve  atomically: granted only if spent + reserved + amount <= budget; one reservation is one attempt at one upstream call
+    open     a session gets its budget once; a later, different budget changes nothing
+    reserve  granted only if spent + reserved + amount <= budget; one reservation is one attempt at one upstream call
     settle   the true cost replaces the reservation, once; a bill above the reservation is recorded in full as overshoot
     release  the reservation is given back, once: the provider surely did not work
     expire   a reservation whose lease ran out (its replica died) is charged in full: the provider may have worked
     correct  a settled or expired attempt gets the cost that turned out later
+A caller that does not know whether its call came through repeats it: the same reserve, settle or release of the same
+attempt changes nothing the second time and returns the account.
 Amounts are integer nano-dollars. Every change appends one `Entry`, the signed change of each counter, in the same
 transaction: the sum of a session's entries is its account, at any moment.
 """
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from seqroute_ray.core.errors import BudgetExhaustedError, ConfigError, LedgerError
+from seqroute_ray.core.errors import BudgetExhaustedError, ConfigError, LedgerError, UnknownSessionError
 
 MAX_BUDGET_NUSD = 10**15  # a million USD: sums stay exact in 64-bit integers and in the doubles of Redis' Lua
 
@@ -30,8 +32,12 @@ class Account:
     reserved_nusd: int = 0
     overshoot_nusd: int = 0  # billed above reservations; part of spent
     num_turns: int = 0  # turns answered
-    summary_sum: tuple[float, ...] = ()  # [R + 1] sum over the turns answered of QueryFeatures.summary; () before the first
-    latest: dict[str, Any] = field(default_factory=dict)  # what the last turn answered leaves behind; see serving.router
+    summary_sum: tuple[
+        float, ...
+    ] = ()  # [R + 1] sum over the turns answered of QueryFeatures.summary; () before the first
+    latest: dict[str, Any] = field(
+        default_factory=dict
+    )  # what the last turn answered leaves behind; see serving.router
     closed: bool = False
 
     @property
@@ -58,6 +64,7 @@ class Attempt:
     lease_until_s: float  # seconds since 1970; after it the reaper charges the reservation
     state: AttemptState = AttemptState.RESERVED
     cost_nusd: int = 0  # charged so far
+    decision_id: str = ""  # of the turn that it was settled with
 
     @property
     def overshoot_nusd(self) -> int:
@@ -125,12 +132,43 @@ class Feedback:
     at_s: float
     owner: str = ""
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.score <= 1.0:
+            raise ConfigError(f"feedback on {self.target!r}: score must be in [0, 1], got {self.score}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """A session's money at one moment, three times over: what an audit compares."""
+
+    account: Account
+    attempts: list[Attempt]
+    entries: list[Entry]  # oldest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedTurn:
+    """An answered turn as the decision log has it."""
+
+    record: dict[str, Any]  # as `Ledger.decision` returns it
+    embedding: bytes  # [D] float16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLog:
+    """The decision log of a session."""
+
+    session_id: str
+    turns: list[LoggedTurn]  # of turn 0, 1, 2, ...
+    feedback: list[Feedback]  # on the session as a whole, oldest first
+
 
 class Ledger(Protocol):
     """A store of accounts, attempts, entries, decisions, feedback and stored answers.
 
     All methods are atomic and safe to call from many tasks, processes and, where the store allows it, machines at
-    once; what a method has returned survives a kill of anything. A store that does not answer raises LedgerUnavailable.
+    once; what a method has returned survives a kill of anything. A store that does not answer raises LedgerUnavailable;
+    whether the call came through is then unknown, and all but `expire` and `claim` may be repeated as they are.
     """
 
     async def open(self, session_id: str, budget_nusd: int) -> Account:
@@ -152,7 +190,9 @@ class Ledger(Protocol):
     async def reserve(self, session_id: str, attempt_id: str, model: str, amount_nusd: int, lease_s: float) -> Account:
         """The account after. An amount of 0 always fits, also in a session over its budget (a free model).
 
-        Raises BudgetExhaustedError when it does not fit, LedgerError on an unknown or closed session.
+        Raises BudgetExhaustedError when it does not fit, LedgerError on an unknown or closed session. Repeated as it
+        was while the attempt is open, it reserves nothing and returns the account; anything else under an attempt id
+        that was used raises LedgerError.
         """
         ...
 
@@ -167,13 +207,14 @@ class Ledger(Protocol):
     ) -> Account:
         """Book the true cost; with it, in one transaction, the answered turn and (idempotency key, answer).
 
-        An attempt that has expired meanwhile is corrected instead. Raises LedgerError when it is unknown, or already
-        settled or released.
+        The turn gets the session's next number. The answer is kept if its key is claimed and has none yet. An attempt
+        that has expired meanwhile is corrected, and settled by that. Raises LedgerError when it is unknown, or already
+        settled or released; repeated as it was (cost and decision id), it books nothing and returns the account.
         """
         ...
 
     async def release(self, session_id: str, attempt_id: str) -> Account:
-        """Give the reservation back. Raises LedgerError when it is not open; nothing changes then."""
+        """Give the reservation back; once more changes nothing. Raises LedgerError when it is unknown or charged."""
         ...
 
     async def correct(self, session_id: str, attempt_id: str, cost_nusd: int) -> Account:
@@ -181,11 +222,16 @@ class Ledger(Protocol):
         ...
 
     async def expire(self, now_s: float, max_attempts: int = 1000) -> list[Attempt]:
-        """Charge attempts whose lease ran out before now_s; each is returned by one caller only."""
+        """Charge attempts whose lease ran out before now_s; each is returned to one caller only."""
         ...
 
-    async def claim(self, session_id: str, key: str, body_hash: str, lease_s: float) -> tuple[Claim, StoredAnswer | None]:
-        """Take an idempotency key of a session; the stored answer with ANSWERED."""
+    async def claim(
+        self, session_id: str, key: str, body_hash: str, lease_s: float
+    ) -> tuple[Claim, StoredAnswer | None]:
+        """Take an idempotency key of a session; the stored answer with ANSWERED.
+
+        Make the lease longer than any answer takes: after it, the key is MINE to the next one who brings it.
+        """
         ...
 
     async def disclaim(self, session_id: str, key: str) -> None:
@@ -193,15 +239,42 @@ class Ledger(Protocol):
         ...
 
     async def decision(self, decision_id: str) -> dict[str, Any]:
-        """The record of an answered turn, with owner, session_id, turn, at_s and `feedback`. Raises LedgerError."""
+        """The record of an answered turn, with owner, session_id, turn, at_s and `feedback`. Raises LedgerError.
+
+        `feedback`: list of judge, score, at_s and owner, oldest first. Where the record has a cost_nusd, later
+        corrections of its attempt are in it.
+        """
         ...
 
     async def add_feedback(self, feedback: Feedback) -> None:
-        """Keep a score; one of the same target and judge is replaced."""
+        """Keep a score; one of the same target and judge is replaced. Raises LedgerError on an unknown target."""
         ...
 
     async def entries(self, session_id: str) -> list[Entry]:
-        """A session's journal, oldest first."""
+        """A session's journal, oldest first; empty for an unknown session."""
+        ...
+
+    async def books(self, session_id: str) -> Books:
+        """Account, attempts and journal as of one moment. Raises LedgerError on an unknown session."""
+        ...
+
+    async def attempt(self, attempt_id: str) -> Attempt:
+        """Raises LedgerError when it is unknown."""
+        ...
+
+    async def sessions(self, after: str, limit: int) -> list[str]:
+        """The first ids above `after`, in order: with the last id as the next `after`, all sessions page by page."""
+        ...
+
+    async def changed(self, after: int, limit: int) -> list[tuple[int, str]]:
+        """(number, session) of the first changes of the decision log above `after`, a session with its last one alone.
+
+        A turn, feedback and a correction each take the next number, in the order in which they are committed.
+        """
+        ...
+
+    async def session_log(self, session_id: str) -> SessionLog:
+        """Turns and feedback as of one moment. Raises LedgerError on an unknown session."""
         ...
 
     async def prune(self, now_s: float, *, answers_max_age_s: float, answers_max_bytes: int) -> int:
@@ -217,14 +290,7 @@ class Ledger(Protocol):
         ...
 
 
-def remembered(account: Account, summary: Sequence[float]) -> tuple[float, ...]:
-    """The account's summary_sum after a turn.
-
-    Where the account holds another policy's features, as if every turn had been like this one.
-    """
-    if len(account.summary_sum) != len(summary):
-        return tuple((account.num_turns + 1) * x for x in summary)
-    return tuple(before + now for before, now in zip(account.summary_sum, summary, strict=True))
+NO_CHANGE = Change()
 
 
 def opening(session_id: str, budget_nusd: int) -> Change:
@@ -254,6 +320,19 @@ def reserving(account: Account, amount_nusd: int) -> Change:
     return Change(reserved_nusd=amount_nusd)
 
 
+def repeats_reserving(attempt: Attempt, session_id: str, model: str, amount_nusd: int) -> None:
+    """Return when the attempt was reserved just so and is open. Raises LedgerError."""
+    if (attempt.session_id, attempt.model, attempt.amount_nusd) != (session_id, model, amount_nusd):
+        raise LedgerError(f"attempt {attempt.attempt_id!r} was reserved otherwise; give every attempt an id of its own")
+    check_open(attempt, "reserved")
+
+
+def repeats_settling(attempt: Attempt, cost_nusd: int, turn: TurnRecord | None) -> bool:
+    """True when the attempt was settled just so."""
+    decision_id = turn.decision_id if turn else ""
+    return (attempt.state, attempt.cost_nusd, attempt.decision_id) == (AttemptState.SETTLED, cost_nusd, decision_id)
+
+
 def settling(attempt: Attempt, cost_nusd: int) -> tuple[str, Change]:
     """Kind of entry, and change. Raises LedgerError when it cannot be settled."""
     if attempt.state is AttemptState.EXPIRED:
@@ -261,9 +340,7 @@ def settling(attempt: Attempt, cost_nusd: int) -> tuple[str, Change]:
     check_amount(cost_nusd)
     check_open(attempt, "settled")
     overshoot_nusd = max(0, cost_nusd - attempt.amount_nusd)
-    return "settle", Change(
-        spent_nusd=cost_nusd, reserved_nusd=-attempt.amount_nusd, overshoot_nusd=overshoot_nusd
-    )
+    return "settle", Change(spent_nusd=cost_nusd, reserved_nusd=-attempt.amount_nusd, overshoot_nusd=overshoot_nusd)
 
 
 def releasing(attempt: Attempt) -> Change:
@@ -284,9 +361,34 @@ def correcting(attempt: Attempt, cost_nusd: int) -> Change:
     if attempt.state not in (AttemptState.SETTLED, AttemptState.EXPIRED):
         raise LedgerError(f"attempt {attempt.attempt_id!r} is {attempt.state}; only a charged attempt can be corrected")
     overshoot_nusd = max(0, cost_nusd - attempt.amount_nusd)
-    return Change(
-        spent_nusd=cost_nusd - attempt.cost_nusd, overshoot_nusd=overshoot_nusd - attempt.overshoot_nusd
-    )
+    return Change(spent_nusd=cost_nusd - attempt.cost_nusd, overshoot_nusd=overshoot_nusd - attempt.overshoot_nusd)
+
+
+def summed(summary_sum: Sequence[float], summary: Sequence[float]) -> tuple[float, ...]:
+    """summary_sum after one more turn. A policy of another width begins a new sum: costs are booked whatever comes."""
+    if len(summary_sum) != len(summary):
+        return tuple(summary)
+    return tuple(before + now for before, now in zip(summary_sum, summary, strict=True))
+
+
+def unknown_session(session_id: str) -> UnknownSessionError:
+    return UnknownSessionError(f"session {session_id!r} is unknown; open it first")
+
+
+def unknown_attempt(attempt_id: str) -> LedgerError:
+    return LedgerError(f"attempt {attempt_id!r} is unknown in this session; reserve it first")
+
+
+def unknown_decision(decision_id: str) -> LedgerError:
+    return LedgerError(f"decision {decision_id!r} is unknown; a decision is kept when its turn is settled")
+
+
+def unknown_target(target: str) -> LedgerError:
+    return LedgerError(f"feedback on {target!r}: no answered turn and no session has this id")
+
+
+def used_decision(decision_id: str) -> LedgerError:
+    return LedgerError(f"decision {decision_id!r} was settled with another attempt; give every turn an id of its own")
 
 
 def exhausted(account: Account, amount_nusd: int) -> BudgetExhaustedError:

@@ -11,10 +11,10 @@ from ray.serve import Application
 
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.serving.api import make_api
-from seqroute_ray.serving.config import ServingConfig, load_config, load_policies, one_line_of
+from seqroute_ray.serving.config import PolicySettings, ServingConfig, load_config, one_line_of
 from seqroute_ray.serving.exposure import check_exposure
+from seqroute_ray.serving.loading import load_policies
 from seqroute_ray.serving.metrics import Metrics, RayBackend
-from seqroute_ray.serving.policies import PolicySettings
 
 MAX_ONGOING_REQUESTS = 1000  # a turn waits for its provider, not for a CPU; Serve's default is 5
 SHUTDOWN_MARGIN_S = 30.0  # above the longest call: a replica that goes finishes its paid turns
@@ -57,7 +57,7 @@ def build_app(args: ServeArgs) -> Application:
     load_policies(config, config.policy)
     deployed = serve.deployment(
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        graceful_shutdown_timeout_s=config.timeouts.total_s + SHUTDOWN_MARGIN_S,
+        graceful_shutdown_timeout_s=config.upstream_timeout_s + SHUTDOWN_MARGIN_S,
     )
     # serve.ingress without an app: each replica builds its own by __serve_build_asgi_app__.
     application: Application = deployed(serve.ingress()(SeqRoute)).bind(config)

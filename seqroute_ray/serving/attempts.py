@@ -7,12 +7,15 @@ failures before the first byte that cost nothing; what may have been worked on i
 import asyncio
 import logging
 import random
-from collections import Counter
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from seqroute_ray.core.errors import BudgetExhaustedError, NoModelError
-from seqroute_ray.serving.breaker import Breakers, backoff_s
+from seqroute_ray.serving.backoff import backoff_s
+from seqroute_ray.serving.breaker import Breaker
 from seqroute_ray.serving.config import ServingConfig
 from seqroute_ray.serving.metrics import Metrics
 from seqroute_ray.serving.policies import Chosen
@@ -21,7 +24,9 @@ from seqroute_ray.serving.refusals import budget_exhausted, no_model
 from seqroute_ray.serving.router import Decision, Prompt, Wish
 from seqroute_ray.serving.turn import Ask, Embedding
 from seqroute_ray.serving.upstream import UpstreamAnswer, UpstreamClient, UpstreamError
+from seqroute_ray.serving.upstream_errors import not_admitted
 
+MAX_WAIT_S = 2.0  # for another try with one model; a longer wait is a reason to ask another one
 MAX_RESERVE_TRIES = 5  # a parallel turn may take the money between decision and reservation
 
 logger = logging.getLogger(__name__)
@@ -47,11 +52,19 @@ class Attempts:
 
     def __init__(self, config: ServingConfig, upstream: UpstreamClient, metrics: Metrics) -> None:
         self._config, self._upstream, self._metrics = config, upstream, metrics
-        self.breakers = Breakers(config.breaker)
+        self.breaker = Breaker(config.breaker, time.monotonic)
+        self._rng = np.random.default_rng()
 
     def decide(
-        self, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse, limit_nusd: int | None,
-        excluded: Mapping[str, str] | None = None, *, explore: bool = True,
+        self,
+        ask: Ask,
+        chosen: Chosen,
+        embedding: Embedding,
+        purse: Purse,
+        limit_nusd: int | None,
+        excluded: Mapping[str, str] | None = None,
+        *,
+        explore: bool = True,
     ) -> Decision:
         """Raises RequestError (402), NoModelError."""
         request, account = ask.request, purse.account
@@ -79,31 +92,48 @@ class Attempts:
     async def start(self, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse) -> Started:
         """The first provider that answers. Raises RequestError, UpstreamError."""
         failures: list[dict[str, str]] = []
-        tries: Counter[str] = Counter()
         given_up: dict[str, str] = {}
         last: UpstreamError | None = None
         while True:
             try:
                 attempt_id, decision = await self._reserve(len(failures), ask, chosen, embedding, purse, given_up)
             except NoModelError as error:
-                raise last or no_model(error, self.breakers) from error
+                raise last or no_model(error, self.breaker, chosen.router) from error
             try:
                 upstream = await self._call(attempt_id, decision, ask, purse)
             except UpstreamError as error:
-                failures.append({"model": decision.model, "error": error.kind})
                 if not error.retryable:
                     raise
                 last = error
-                tries[decision.model] += 1
-                if tries[decision.model] > self._config.retries or self.breakers.is_open(decision.model):
-                    given_up[decision.model] = f"failed ({error.kind})"
-                else:
-                    await asyncio.sleep(backoff_s(tries[decision.model], error.retry_after_s))
+                failures.append({"model": decision.model, "error": error.kind})
+                await self._wait_or_give_up(decision.model, error, failures, given_up)
                 continue
             return Started(
-                ask=ask, embedding=embedding, chosen=chosen, decision=decision, attempt_id=attempt_id, purse=purse,
-                upstream=upstream, failures=tuple(failures),
+                ask=ask,
+                embedding=embedding,
+                chosen=chosen,
+                decision=decision,
+                attempt_id=attempt_id,
+                purse=purse,
+                upstream=upstream,
+                failures=tuple(failures),
             )
+
+    async def _wait_or_give_up(
+        self, model: str, error: UpstreamError, failures: list[dict[str, str]], given_up: dict[str, str]
+    ) -> None:
+        """Wait for another try with this model, or leave it out for the rest of this turn."""
+        num_failed = sum(failure["model"] == model for failure in failures)
+        wait_s = backoff_s(num_failed, self._rng, error.retry_after_s)
+        if num_failed > self._config.retries or wait_s > MAX_WAIT_S or not self.breaker.admits(model):
+            given_up[model] = f"failed ({error.kind})"
+        else:
+            await asyncio.sleep(wait_s)
+
+    def closed_circuits(self, chosen: Chosen) -> dict[str, str]:
+        """model -> why it is not called for now."""
+        names = chosen.router.artefact.catalog.names
+        return {name: "failed repeatedly: left alone for now" for name in names if not self.breaker.admits(name)}
 
     async def _reserve(
         self, num_failed: int, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse, given_up: Mapping[str, str]
@@ -111,8 +141,8 @@ class Attempts:
         """Decide and reserve; decide again when a parallel turn was faster. Raises RequestError (402), NoModelError."""
         for number in range(MAX_RESERVE_TRIES):
             attempt_id = f"{ask.decision_id}.{num_failed}.{number}"
-            limit_nusd = await _limit_nusd(ask, purse)
-            excluded = {**given_up, **self.breakers.open_models()}
+            limit_nusd = await turn_limit_nusd(ask, purse)
+            excluded = {**given_up, **self.closed_circuits(chosen)}
             decision = self.decide(ask, chosen, embedding, purse, limit_nusd, excluded)
             try:
                 await purse.reserve(attempt_id, decision.model, decision.reserve_nusd)
@@ -122,36 +152,47 @@ class Attempts:
                 continue
             self._metrics.add("reserved_usd", decision.reserve_nusd / 1e9)
             return attempt_id, decision
-        raise budget_exhausted(lost, purse.account, await _limit_nusd(ask, purse), self._metrics)
+        raise budget_exhausted(lost, purse.account, await turn_limit_nusd(ask, purse), self._metrics)
 
     async def _call(self, attempt_id: str, decision: Decision, ask: Ask, purse: Purse) -> UpstreamAnswer:
         """Raises UpstreamError, after the attempt was ended."""
+        permit = self.breaker.begin(decision.model)
         try:
-            answer = await self._upstream.start(
-                decision.model, ask.request.fields, decision.max_tokens, attempt_id, ask.request.stream
+            if permit is None:
+                raise not_admitted(decision.model)
+            request = ask.request
+            fields = (
+                {**request.fields, "stream_options": {"include_usage": True}}
+                if request.include_usage
+                else request.fields
             )
+            answer = await self._upstream.start(decision.model, fields, decision.max_tokens, attempt_id, request.stream)
         except BaseException as error:  # raised again: whatever went wrong, the attempt ends
-            await self.end_failed(error, attempt_id, decision, purse)
+            if permit is not None and isinstance(error, UpstreamError):
+                if error.is_providers_fault:
+                    self.breaker.fail(permit, error.retry_after_s)
+                else:
+                    self.breaker.succeed(permit)
+            await self._end_failed(error, attempt_id, decision, purse)
             raise
-        self.breakers.succeeded(decision.model)
+        self.breaker.succeed(permit)
         return answer
 
-    async def end_failed(self, error: BaseException, attempt_id: str, decision: Decision, purse: Purse) -> None:
+    async def _end_failed(self, error: BaseException, attempt_id: str, decision: Decision, purse: Purse) -> None:
         """Give the reservation back when the provider surely did not work, else charge it."""
         charged = not isinstance(error, UpstreamError) or error.may_be_billed
         kind = error.kind if isinstance(error, UpstreamError) else type(error).__name__
         self._metrics.add("upstream_errors", model=decision.model, kind=kind)
         self._metrics.add("reserved_usd", -decision.reserve_nusd / 1e9)
-        if isinstance(error, UpstreamError) and error.is_providers_fault:
-            self.breakers.failed(decision.model)
         logger.warning("upstream_failed model=%s error=%s charged=%s", decision.model, kind, charged)
         if charged:
             await purse.settle(attempt_id, decision.reserve_nusd)
+            self._metrics.add("spent_usd", decision.reserve_nusd / 1e9, model=decision.model)
         else:
             await purse.release(attempt_id)
 
 
-async def _limit_nusd(ask: Ask, purse: Purse) -> int | None:
+async def turn_limit_nusd(ask: Ask, purse: Purse) -> int | None:
     """What this turn may cost beside what the session has left."""
     limits = [limit for limit in (ask.knobs.max_turn_nusd, await purse.month_left_nusd()) if limit is not None]
     return min(limits, default=None)

@@ -1,8 +1,5 @@
-"""The server's settings: one YAML file, checked against the policy artefact before anything starts."""
+"""The server's settings: one YAML file."""
 
-import math
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,13 +8,11 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from seqroute_ray.core.catalog import Catalog
-from seqroute_ray.core.errors import ArtefactError, ConfigError
-from seqroute_ray.core.policy import MANIFEST, WEIGHTS, PolicyArtefact
-from seqroute_ray.core.storage import Folder, local_path, one_line
-from seqroute_ray.serving.breaker import BreakerSettings
-from seqroute_ray.serving.keys import KeySettings
-from seqroute_ray.serving.policies import Policies, PolicySettings
+from seqroute_ray.core.errors import ConfigError
+from seqroute_ray.core.storage import absolute
+from seqroute_ray.serving.breaker import BreakerConfig
+from seqroute_ray.serving.keys import Keys
+from seqroute_ray.serving.ledgers.reaper import ReaperConfig
 
 
 def _http_url(url: str) -> str:
@@ -62,14 +57,39 @@ class UpstreamConfig(BaseModel):
         return self.upstream_model or self.model
 
 
-class Retention(BaseModel):
-    """How long stored answers (of idempotency keys) are kept, and the reaper's pace."""
+_Share = Field(gt=0, le=1)
+
+
+class ShareSettings(BaseModel):
+    """A second policy, and the share of sessions that it sees."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    answers_max_age_s: float = Field(default=86_400.0, gt=0)
-    answers_max_bytes: int = Field(default=2**30, gt=0)  # of all stored answers; the oldest go first
-    reap_every_s: float = Field(default=5.0, gt=0, le=3600)
+    artefact: str  # folder or URI
+    share: float = _Share
+
+
+class PolicySettings(BaseModel):
+    """What decides. Also Serve's `user_config`: a change of it swaps policies without dropping a request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    artefact: str  # folder or URI with manifest.json and weights.npz
+    canary: ShareSettings | None = None  # decides for its share of the sessions
+    shadow: ShareSettings | None = None  # decides beside; its choice stands in the decision record only
+    epsilon: float = Field(default=0.0, ge=0, le=1)  # chance of a uniform choice: logs to learn from need some
+
+    def absolute(self) -> "PolicySettings":
+        """With paths that hold in any folder."""
+
+        def share(settings: ShareSettings | None) -> ShareSettings | None:
+            return settings and settings.model_copy(update={"artefact": absolute(settings.artefact)})
+
+        changes = {"artefact": absolute(self.artefact), "canary": share(self.canary), "shadow": share(self.shadow)}
+        return self.model_copy(update=changes)
+
+    def locations(self) -> list[str]:
+        return [self.artefact, *(share.artefact for share in (self.canary, self.shadow) if share)]
 
 
 class ServingConfig(BaseModel):
@@ -78,8 +98,9 @@ class ServingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: PolicySettings
-    ledger: str  # path of a SQLite file on a local disk (one node), or redis://HOST:PORT/DB (many nodes)
-    keys: tuple[KeySettings, ...] = ()  # API keys, hashed; none: anybody who reaches the port, which must be loopback
+    ledger: str  # path of an SQLite file on a local disk (one node), or redis://HOST:PORT/DB (many nodes)
+    redis_password_env: str | None = None  # environment variable that holds Redis' password
+    keys: Keys = ()  # API keys, hashed; none: anybody who reaches the port, which must be loopback
     default_budget_usd: float | None = Field(default=None, ge=1e-9, le=1e6)  # of a new session; null: header required
     default_lambda_per_usd: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # quality per USD
     default_max_tokens: int = Field(default=1024, ge=1)  # of a request that names none
@@ -87,8 +108,8 @@ class ServingConfig(BaseModel):
     max_header_bytes: int = Field(default=32 * 1024, ge=1024)
     idempotency_wait_s: float = Field(default=0.0, ge=0, le=3600)  # for a running request of the same key; then 409
     retries: int = Field(default=1, ge=0, le=10)  # of one model, before the next one that fits is asked
-    breaker: BreakerSettings = BreakerSettings()
-    retention: Retention = Retention()
+    breaker: BreakerConfig = BreakerConfig()
+    reaper: ReaperConfig = ReaperConfig()
     upstream_timeout_s: float = Field(default=120.0, gt=0, le=3600)  # of one whole provider call
     # Name, TCP and TLS: a provider that is up takes under a second, and a call that did not begin costs nothing.
     upstream_connect_timeout_s: float = Field(default=10.0, gt=0, le=3600)
@@ -134,61 +155,3 @@ def one_line_of(error: ValidationError) -> str:
     got = "" if first["type"] == "missing" else f", got {first['input']!r}"
     more = f" (and {len(others)} more)" if others else ""
     return f"{field}: {first['msg']}{got}{more}"
-
-
-def load_policies(config: ServingConfig, settings: PolicySettings) -> Policies:
-    """The policies, after every start-up check. Raises ArtefactError or ConfigError."""
-    check_keys(config)
-    artefacts = {location: fetch_artefact(location) for location in dict.fromkeys(settings.locations())}
-    for artefact in artefacts.values():
-        check_upstreams(config, artefact.catalog)
-    return Policies(settings, artefacts, config.upstreams, config.default_max_tokens)
-
-
-def fetch_artefact(location: str) -> PolicyArtefact:
-    """A policy from a folder or a URI. Raises ArtefactError, ConfigError."""
-    if local_path(location) is not None:
-        return PolicyArtefact.load(Path(location))
-    remote = Folder.at(location)
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in (WEIGHTS, MANIFEST):
-            try:
-                (Path(scratch) / name).write_bytes(remote.read(name))
-            except OSError as error:
-                raise ArtefactError(f"{location}/{name}: cannot be read ({one_line(error)})") from error
-        return PolicyArtefact.load(Path(scratch))
-
-
-def check_upstreams(config: ServingConfig, catalog: Catalog) -> None:
-    """Each model of the catalog has exactly one upstream, at the price it was trained for. Raises ConfigError.
-
-    An upstream of no model waits for a policy that knows it: pools change by a swap of policies.
-    """
-    names = [upstream.model for upstream in config.upstreams]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"upstream {name!r} is named {names.count(name)} times; name each model once")
-    missing = [name for name in catalog.names if name not in names]
-    if missing:
-        raise ConfigError(f"the policy routes to {', '.join(missing)}, which no upstream serves; add one for each")
-    for upstream in config.upstreams:
-        if upstream.model not in catalog.names:
-            continue
-        model = catalog.models[catalog.action(upstream.model)]
-        for field in ("usd_per_m_input", "usd_per_m_output"):
-            trained, priced = getattr(model, field), getattr(upstream, field)
-            if not math.isclose(trained, priced, rel_tol=1e-9):
-                raise ConfigError(
-                    f"upstream {upstream.model!r}: {field} is {priced:g}, the policy was trained for {trained:g}; "
-                    "correct the price or train again"
-                )
-
-
-def check_keys(config: ServingConfig) -> None:
-    """Every named API key is set. Raises ConfigError."""
-    for upstream in config.upstreams:
-        if upstream.api_key_env and not os.environ.get(upstream.api_key_env):
-            raise ConfigError(
-                f"upstream {upstream.model!r}: the environment variable {upstream.api_key_env} is not set; "
-                "export the key or remove api_key_env"
-            )

@@ -45,7 +45,9 @@ class Edge:
 
         try:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > self._max_header_bytes:
-                await _refuse(tell, 431, f"the request's headers exceed {self._max_header_bytes} bytes", "headers_too_large")
+                await _refuse(
+                    tell, 431, f"the request's headers exceed {self._max_header_bytes} bytes", "headers_too_large"
+                )
                 return
             await self._app(scope, receive, tell)
         finally:
@@ -67,7 +69,9 @@ def note(request: Request, **fields: Any) -> None:
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The request's body. Raises RequestError (413) as soon as it is too large."""
     too_large = RequestError(
-        f"the request body exceeds {max_bytes} bytes; send less, or raise max_body_bytes", status=413, code="body_too_large"
+        f"the request body exceeds {max_bytes} bytes; send less, or raise max_body_bytes",
+        status=413,
+        code="body_too_large",
     )
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:

@@ -4,50 +4,16 @@ A session stays with its side: the share is of a hash of its id, so every replic
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from seqroute_ray.core.embedding import Embedder, load_embedder
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.policy import PolicyArtefact
-from seqroute_ray.core.storage import absolute
+from seqroute_ray.serving.config import PolicySettings
+from seqroute_ray.serving.pricing import Pricing
 from seqroute_ray.serving.router import Router
-
-_Share = Field(gt=0, le=1)
-
-
-class ShareSettings(BaseModel):
-    """A second policy, and the share of sessions that it sees."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    artefact: str  # folder or URI
-    share: float = _Share
-
-
-class PolicySettings(BaseModel):
-    """What decides. Also Serve's `user_config`: a change of it swaps policies without dropping a request."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    artefact: str  # folder or URI with manifest.json and weights.npz
-    canary: ShareSettings | None = None  # decides for its share of the sessions
-    shadow: ShareSettings | None = None  # decides beside; its choice stands in the decision record only
-    epsilon: float = Field(default=0.0, ge=0, le=1)  # chance of a uniform choice: logs to learn from need some
-
-    def absolute(self) -> "PolicySettings":
-        """With paths that hold in any folder."""
-
-        def share(settings: ShareSettings | None) -> ShareSettings | None:
-            return settings and settings.model_copy(update={"artefact": absolute(settings.artefact)})
-
-        changes = {"artefact": absolute(self.artefact), "canary": share(self.canary), "shadow": share(self.shadow)}
-        return self.model_copy(update=changes)
-
-    def locations(self) -> list[str]:
-        return [self.artefact, *(share.artefact for share in (self.canary, self.shadow) if share)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +26,15 @@ class Chosen:
 
 
 class Policies:
-    """Loaded routers; replaced as a whole by a swap."""
+    """Loaded routers; replaced as a whole by a swap. artefacts: by location; pricing: by model."""
 
-    def __init__(self, settings: PolicySettings, artefacts: dict[str, PolicyArtefact], default_max_tokens: int) -> None:
+    def __init__(
+        self,
+        settings: PolicySettings,
+        artefacts: Mapping[str, PolicyArtefact],
+        pricing: Mapping[str, Pricing],
+        default_max_tokens: int,
+    ) -> None:
         self.settings = settings
         embedders: dict[str, Embedder] = {}
 
@@ -70,11 +42,12 @@ class Policies:
             artefact = artefacts[location]
             if artefact.embedder not in embedders:
                 embedders[artefact.embedder] = load_embedder(artefact.embedder)
-            return Router(artefact, embedders[artefact.embedder], default_max_tokens, settings.epsilon)
+            prices = [pricing[name] for name in artefact.catalog.names]
+            return Router(artefact, embedders[artefact.embedder], prices, default_max_tokens, settings.epsilon)
 
         self.current = router(settings.artefact)
-        self._canary = settings.canary and router(settings.canary.artefact)
-        self._shadow = settings.shadow and router(settings.shadow.artefact)
+        self._canary = router(settings.canary.artefact) if settings.canary else None
+        self._shadow = router(settings.shadow.artefact) if settings.shadow else None
         if len(embedders) > 1:
             raise ConfigError(
                 f"current, canary and shadow policy must share one embedder, got {', '.join(sorted(embedders))}"

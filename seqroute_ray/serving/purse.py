@@ -59,9 +59,7 @@ class Purse:
         if self._month is None:
             return
         try:
-            await self._ledger.reserve(
-                self._month.account_id, _in_month(attempt_id), model, amount_nusd, self._lease_s
-            )
+            await self._ledger.reserve(self._month.account_id, _in_month(attempt_id), model, amount_nusd, self._lease_s)
         except BudgetExhaustedError:
             self.account = await self._ledger.release(self.session_id, attempt_id)
             raise

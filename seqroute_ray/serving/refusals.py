@@ -1,12 +1,14 @@
 """The refusals of a turn that has no money or no model: what they say and how to go on."""
 
+import math
 from typing import Any
 
 from seqroute_ray.core.errors import BudgetExhaustedError, NoModelError
 from seqroute_ray.core.ledger import Account
-from seqroute_ray.serving.breaker import Breakers
+from seqroute_ray.serving.breaker import Breaker
 from seqroute_ray.serving.metrics import Metrics
 from seqroute_ray.serving.requests import RequestError
+from seqroute_ray.serving.router import Router
 from seqroute_ray.serving.turn import money
 
 HINT = (
@@ -31,8 +33,7 @@ def budget_exhausted(
     return RequestError(message, status=402, code="budget_exhausted", **details)
 
 
-def no_model(error: NoModelError, breakers: Breakers) -> RequestError:
+def no_model(error: NoModelError, breaker: Breaker, router: Router) -> RequestError:
     """503, and when to come again."""
-    return RequestError(
-        str(error), status=503, code="no_model_available", retry_after_s=max(1, round(breakers.retry_after_s()))
-    )
+    wait_s = min(breaker.wait_s(name) for name in router.artefact.catalog.names)
+    return RequestError(str(error), status=503, code="no_model_available", retry_after_s=max(1, math.ceil(wait_s)))

@@ -5,21 +5,21 @@ BudgetExhaustedError, which a raised budget resumes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqroute_ray.core.compiled_policy import CompiledPolicy, Outlook, Turn, affordable, lambda_greedy
-from seqroute_ray.core.embedding import Embedder
+from seqroute_ray.core.embedding import Embedder, WordLlamaEmbedder
 from seqroute_ray.core.errors import BudgetExhaustedError, ConfigError, NoModelError
 from seqroute_ray.core.ledger import Account, exhausted
-from seqroute_ray.core.money import NUSD_PER_USD, to_nusd
+from seqroute_ray.core.money import NUSD_PER_USD
 from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.queries import UNKNOWN_TYPE
+from seqroute_ray.serving.pricing import Pricing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,23 +76,27 @@ class Wish:
 class Router:
     """A policy artefact and its embedder, ready to decide. Raises ConfigError when they do not belong together.
 
+    pricing: [K] of the catalog's models.
     epsilon: chance of a uniform choice among what can be afforded, for requests that bring draws.
     """
 
     def __init__(
-        self, artefact: PolicyArtefact, embedder: Embedder, default_max_tokens: int = 1024, epsilon: float = 0.0
+        self,
+        artefact: PolicyArtefact,
+        embedder: Embedder,
+        pricing: Sequence[Pricing],
+        default_max_tokens: int = 1024,
+        epsilon: float = 0.0,
     ) -> None:
         if embedder.name != artefact.embedder:
             raise ConfigError(f"the policy was trained on embedder {artefact.embedder!r}, got {embedder.name!r}")
         self.artefact, self.version = artefact, artefact.version
         self._policy = CompiledPolicy(artefact)
         self._embedder, self._default_max_tokens, self._epsilon = embedder, default_max_tokens, epsilon
-        models = artefact.catalog.models
-        prices = [_nusd_per_token(usd) for model in models for usd in (model.usd_per_m_input, model.usd_per_m_output)]
-        # Prices in whole units of which a nano-dollar has so many: exact, without the cost of fractions.
-        self._units_per_nusd = math.lcm(*(price.denominator for price in prices))
-        units = [int(price * self._units_per_nusd) for price in prices]
-        self._input_price, self._output_price = units[::2], units[1::2]
+        if len(pricing) != len(artefact.catalog):
+            raise ConfigError(f"{len(artefact.catalog)} models need as many prices, got {len(pricing)}")
+        self.pricing = tuple(pricing)
+        self.embeds_here = isinstance(embedder, WordLlamaEmbedder)  # in microseconds; another one may be far away
 
     def embed(self, text: str) -> NDArray[np.float32]:
         """[1, D]; may block on a network embedder."""
@@ -117,7 +121,9 @@ class Router:
         allowed = _allowed(outlook, clamps, limit_nusd / NUSD_PER_USD)
         greedy = lambda_greedy(q_values, cost_usd, allowed, wish.lambda_per_usd)
         action, propensity = self._explored(greedy, allowed, wish)
-        preferred = lambda_greedy(q_values, cost_usd, [name not in excluded for name in self._names], wish.lambda_per_usd)
+        preferred = lambda_greedy(
+            q_values, cost_usd, [name not in excluded for name in self._names], wish.lambda_per_usd
+        )
         return Decision(
             model=self._names[action],
             action=action,
@@ -128,10 +134,11 @@ class Router:
             q_values=self._by_model(q_values),
             bankruptcy=self._by_model(outlook.bankruptcy),
             predicted_cost_usd=self._by_model(cost_usd),
-            masked=excluded | self._reasons(allowed, payable, outlook.cost_high_usd, prompt.tokens_bound, limit_nusd, excluded),
+            masked=excluded
+            | self._reasons(allowed, payable, outlook.cost_high_usd, prompt.tokens_bound, limit_nusd, excluded),
             propensity=propensity,
             max_tokens=clamps[action],
-            reserve_nusd=self.worst_case_nusd(action, prompt.tokens_bound, clamps[action]),
+            reserve_nusd=self.pricing[action].worst_case_nusd(prompt.tokens_bound, clamps[action]),
             policy_version=self.version,
             summary=tuple(outlook.summary),
         )
@@ -161,7 +168,9 @@ class Router:
         excluded = dict(wish.excluded)
         for model in self.artefact.catalog.models:
             if model.max_input_tokens is not None and prompt.tokens > model.max_input_tokens:
-                excluded[model.name] = f"about {prompt.tokens} prompt tokens exceed its limit of {model.max_input_tokens}"
+                excluded[model.name] = (
+                    f"about {prompt.tokens} prompt tokens exceed its limit of {model.max_input_tokens}"
+                )
         if wish.only is not None:
             excluded |= {name: f"{wish.only_because}: {wish.only}" for name in self._names if name != wish.only}
         return excluded
@@ -172,7 +181,9 @@ class Router:
         """Out of money, or out of models that answer."""
         candidates = [action for action, name in enumerate(self._names) if name not in excluded]
         if candidates or not any(payable):
-            least = min(self.worst_case_nusd(k, prompt.tokens_bound, 1) for k in candidates or range(len(payable)))
+            least = min(
+                self.pricing[k].worst_case_nusd(prompt.tokens_bound, 1) for k in candidates or range(len(payable))
+            )
             return exhausted(account, least)
         why = "; ".join(f"{name}: {reason}" for name, reason in excluded.items())
         return NoModelError(f"no model can answer now ({why}); try again later")
@@ -195,32 +206,27 @@ class Router:
         asked = wish.max_tokens or self._default_max_tokens
         if clamps[action] < min(asked, models[action].max_output_tokens or asked):
             rungs.append("shorter_answer")
-        is_free = not self._input_price[action] and not self._output_price[action]
+        is_free = self.pricing[action].is_free
         if rungs and is_free:
             rungs.append("free_model")
         return tuple(rungs)
 
-    def clamps(self, prompt_tokens: int, max_tokens: int | None, remaining_nusd: int) -> list[int]:
+    def clamps(self, prompt_tokens_bound: int, max_tokens: int | None, remaining_nusd: int) -> list[int]:
         """[K] max_tokens each model may be given; 0 where the money left cannot pay one token."""
         asked = max_tokens or self._default_max_tokens
-        return [self._clamp(action, prompt_tokens, asked, remaining_nusd) for action in range(len(self._input_price))]
+        return [
+            pricing.max_tokens(prompt_tokens_bound, min(asked, model.max_output_tokens or asked), remaining_nusd)
+            for pricing, model in zip(self.pricing, self.artefact.catalog.models, strict=True)
+        ]
 
-    def _clamp(self, action: int, prompt_tokens: int, asked: int, remaining_nusd: int) -> int:
-        limit = self.artefact.catalog.models[action].max_output_tokens or asked
-        left = remaining_nusd * self._units_per_nusd - prompt_tokens * self._input_price[action]
-        if left < 0:
-            return 0
-        price = self._output_price[action]
-        return min(asked, limit, left // price) if price else min(asked, limit)
-
-    def worst_case_nusd(self, action: int, prompt_tokens: int, completion_tokens: int) -> int:
-        """Price of a call in nano-dollars, rounded up; exact."""
-        units = prompt_tokens * self._input_price[action] + completion_tokens * self._output_price[action]
-        return -(-units // self._units_per_nusd)
-
-    def cost_nusd(self, action: int, prompt_tokens: int, completion_tokens: int) -> int:
-        """True cost of a call, priced as the training logs are."""
-        return int(to_nusd(self.artefact.catalog.cost_usd(action, prompt_tokens, completion_tokens)))
+    def _cost_usd(self, outlook: Outlook, account: Account, prompt: Prompt) -> list[float]:
+        """[K] expected cost of the turn; a model that still holds the prompt's beginning in its cache is cheaper."""
+        latest = account.latest.get("model")
+        if not prompt.cached_tokens or latest not in self._names:
+            return outlook.cost_usd
+        action = self._names.index(latest)
+        saved_usd = self.pricing[action].cache_saving_nusd(prompt.cached_tokens) / NUSD_PER_USD
+        return [max(0.0, cost - saved_usd) if other == action else cost for other, cost in enumerate(outlook.cost_usd)]
 
     def _reasons(
         self,
@@ -239,14 +245,11 @@ class Router:
             if clamps[action]:
                 why = f"high quantile of its predicted cost ${high_usd[action]:.9f}"
             else:
-                why = f"prompt and one token, up to ${self.worst_case_nusd(action, prompt_tokens, 1) / 1e9:.9f},"
+                why = (
+                    f"prompt and one token, up to ${self.pricing[action].worst_case_nusd(prompt_tokens, 1) / 1e9:.9f},"
+                )
             reasons[name] = f"{why} exceeds remaining ${remaining_nusd / 1e9:.9f}"
         return reasons
-
-
-def _nusd_per_token(usd_per_m: float) -> Fraction:
-    """The price as it is meant, without binary rounding: 0.15 is 150 nano-dollars a token."""
-    return Fraction(f"{usd_per_m:.12g}") * 1000
 
 
 def _allowed(outlook: Outlook, clamps: list[int], remaining_usd: float) -> list[bool]:

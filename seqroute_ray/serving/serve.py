@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.ray_session import ray_session
-from seqroute_ray.serving.config import ServingConfig, load_artefact, load_config
+from seqroute_ray.serving.config import ServingConfig, load_config
+from seqroute_ray.serving.exposure import check_exposure
+from seqroute_ray.serving.loading import load_policies
 
 APP_NAME = "seqroute"
 READY_TIMEOUT_S = 120.0
@@ -26,7 +28,7 @@ class ServeConfig:
     """One server on this machine. Each field is a flag of `seqroute serve`."""
 
     config: Path  # the ServingConfig YAML
-    host: str = "127.0.0.1"  # 0.0.0.0 opens it to the network: it has no login
+    host: str = "127.0.0.1"  # another one opens it to the network, which needs API keys
     port: int = 8000
     replay_upstream: bool = False  # also run the stand-in for the providers, where the YAML's base_url points to
 
@@ -54,7 +56,8 @@ def running_server(config: ServeConfig) -> Iterator[str]:
     ArtefactError before Ray starts.
     """
     serving = load_config(config.config)
-    load_artefact(serving)
+    check_exposure(serving, config.host)
+    load_policies(serving, serving.policy)
     with _replay(config, serving), ray_session() as started_here, ExitStack() as stack:
         from ray import serve  # loaded after the checks: it takes seconds
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from seqroute_ray.core.errors import LedgerError, LedgerUnavailable
-from seqroute_ray.core.ledger import Account, StoredAnswer, TurnRecord, remembered
+from seqroute_ray.core.ledger import StoredAnswer, TurnRecord, summed
 from seqroute_ray.serving.attempts import Started
 from seqroute_ray.serving.metrics import Metrics
+from seqroute_ray.serving.prompt_tokens import MIN_BYTES_PER_TOKEN
 from seqroute_ray.serving.turn import Paid
-from seqroute_ray.serving.upstream import Tally
+from seqroute_ray.serving.usage import Tally
 
 RETRY_S = 1.0
 
@@ -38,7 +39,7 @@ class Settling:
             spent_nusd=account.spent_nusd + cost_nusd,
             reserved_nusd=account.reserved_nusd - started.decision.reserve_nusd,
             num_turns=account.num_turns + 1,
-            summary_sum=remembered(account, started.decision.summary),
+            summary_sum=summed(account.summary_sum, started.decision.summary),
         )
         return Paid(
             decision_id=started.ask.decision_id,
@@ -51,13 +52,15 @@ class Settling:
 
     def cost_nusd(self, started: Started, tally: Tally) -> int:
         """By the provider's usage; by what was seen where a stream broke off; the whole reservation where neither."""
-        decision, pricing = started.decision, started.chosen.router.pricing
+        decision = started.decision
+        pricing = started.chosen.router.pricing[decision.action]
         if tally.usage is not None:
-            return pricing.cost_nusd(decision.action, tally.usage)
-        if not tally.finished and tally.completion_bytes is not None:
-            prompt_tokens = started.ask.request.prompt_tokens_bound
-            seen = pricing.worst_case_nusd(decision.action, prompt_tokens, tally.estimated_completion_tokens)
-            return min(seen, decision.reserve_nusd)
+            return pricing.cost_nusd(tally.usage)
+        if not tally.finished:
+            tokens_seen = min(decision.max_tokens, -(-tally.completion_bytes // MIN_BYTES_PER_TOKEN))
+            return min(
+                pricing.worst_case_nusd(started.ask.request.prompt_tokens_bound, tokens_seen), decision.reserve_nusd
+            )
         logger.warning("usage_missing model=%s charged_usd=%.9f", decision.model, decision.reserve_nusd / 1e9)
         return decision.reserve_nusd
 

@@ -1,9 +1,9 @@
 """A streamed answer on its way to the client: relayed chunk by chunk, charged at its end, whatever the end is.
 
-    whole       the provider finished: charged by its usage
-    broken off  by the provider: an error event to the client; what was seen is charged
-    dropped     by the client: the provider's connection is closed and what was seen is charged. With an idempotency key
-                the answer is read to its end and kept: the client will ask for it again, and pays once.
+whole       the provider finished: charged by its usage
+broken off  by the provider: an error event to the client; what was seen is charged
+dropped     by the client: the provider's connection is closed and what was seen is charged. With an idempotency key
+            the answer is read to its end and kept: the client will ask for it again, and pays once.
 """
 
 import asyncio
@@ -81,7 +81,7 @@ class Stream:
         try:
             if begin := self._keep(self._renderer.begin()):
                 yield begin
-            async for payload in self.started.upstream.payloads():
+            async for payload in self.started.upstream:
                 if chunk := self._keep(self._renderer.chunk(payload)):
                     yield chunk
             last = await self._end()
@@ -100,7 +100,9 @@ class Stream:
         tally, key = self.started.upstream.tally, self.started.ask.idempotency_key
         paid = self._settling.paid(self.started, tally)
         last = self._keep(self._renderer.end(paid))
-        answer = None if key is None else (key, StoredAnswer(status=200, headers=paid.headers(), body=b"".join(self._kept)))
+        answer = (
+            None if key is None else (key, StoredAnswer(status=200, headers=paid.headers(), body=b"".join(self._kept)))
+        )
         await asyncio.shield(self._spawn(self._settling.settle(self.started, tally, paid, answer=answer)))
         return last
 

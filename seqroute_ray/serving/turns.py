@@ -4,20 +4,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
 from seqroute_ray.core.errors import ConfigError, LedgerError, NoModelError, UnknownSessionError
 from seqroute_ray.core.ledger import Account, Feedback, StoredAnswer
-from seqroute_ray.serving.attempts import Attempts, Started
-from seqroute_ray.serving.config import ServingConfig, load_policies
+from seqroute_ray.serving.attempts import Attempts, Started, turn_limit_nusd
+from seqroute_ray.serving.config import PolicySettings, ServingConfig
 from seqroute_ray.serving.idempotency import Replays
+from seqroute_ray.serving.keys import Caller
 from seqroute_ray.serving.knobs import BUDGET_HEADER
-from seqroute_ray.serving.ledgers import open_ledger
-from seqroute_ray.serving.ledgers.reaper import Reaper
+from seqroute_ray.serving.ledgers.factory import open_ledger
+from seqroute_ray.serving.ledgers.reaper import running_reaper
+from seqroute_ray.serving.loading import load_policies
 from seqroute_ray.serving.metrics import Metrics
-from seqroute_ray.serving.policies import Chosen, PolicySettings
+from seqroute_ray.serving.policies import Chosen
 from seqroute_ray.serving.purse import Purse, month_of
 from seqroute_ray.serving.refusals import no_model
 from seqroute_ray.serving.requests import RequestError
@@ -40,18 +43,20 @@ class TurnService:
     def __init__(self, config: ServingConfig, metrics: Metrics) -> None:
         self.config, self.metrics = config, metrics
         self.policies = load_policies(config, config.policy)
-        self.ledger = open_ledger(config.ledger)
-        self._lease_s = config.timeouts.total_s + LEASE_MARGIN_S
-        self._upstream = UpstreamClient(config.upstreams, config.timeouts)
+        self._lease_s = config.upstream_timeout_s + LEASE_MARGIN_S
+        self._upstream = UpstreamClient(config.upstreams, config.upstream_timeouts)
         self.attempts = Attempts(config, self._upstream, metrics)
         self._settling = Settling(metrics, self._lease_s)
-        self._replays = Replays(self.ledger, config.idempotency_wait_s, self._lease_s, metrics)
-        self._reaper = Reaper(self.ledger, config.retention)
         self._running: set[asyncio.Task[Any]] = set()
+        self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> "TurnService":
-        await self._upstream.__aenter__()
-        self._reaper.start()
+        config = self.config
+        self.ledger = await open_ledger(config.ledger, config.redis_password_env)
+        self._opened.push_async_callback(self.ledger.close)
+        self._replays = Replays(self.ledger, config.idempotency_wait_s, self._lease_s, self.metrics)
+        await self._opened.enter_async_context(running_reaper(self.ledger, config.reaper))
+        await self._opened.enter_async_context(self._upstream)
         return self
 
     async def __aexit__(
@@ -60,9 +65,7 @@ class TurnService:
         while self._running:
             await asyncio.gather(*self._running, return_exceptions=True)
         await self._settling.close()
-        await self._reaper.stop()
-        await self._upstream.__aexit__(kind, error, trace)
-        await self.ledger.close()
+        await self._opened.aclose()
 
     async def swap(self, settings: PolicySettings) -> None:
         """Other policies from the next request on; running turns end with theirs. Raises before anything changes."""
@@ -70,19 +73,23 @@ class TurnService:
             self.policies = await asyncio.to_thread(load_policies, self.config, settings)
             logger.info("policy_swapped version=%s", self.policies.current.version)
 
+    def left_alone(self) -> list[str]:
+        """Models that are not called for now: their circuits are open."""
+        names = self.policies.current.artefact.catalog.names
+        return [name for name in names if not self.attempts.breaker.admits(name)]
+
     async def decide(self, ask: Ask) -> Decision:
         """What `answer` would do now. Nothing is opened, reserved or charged. Raises SeqRouteError."""
         account = await self._peek(ask)
         chosen = self.policies.of(ask.session.session_id)
         purse = self._purse(ask, account)
-        limits = (ask.knobs.max_turn_nusd, await purse.month_left_nusd())
-        limit_nusd = min((limit for limit in limits if limit is not None), default=None)
+        limit_nusd = await turn_limit_nusd(ask, purse)
         embedding = await self._embed(chosen, ask.request.text)
-        excluded = self.attempts.breakers.open_models()
+        excluded = self.attempts.closed_circuits(chosen)
         try:
             return self.attempts.decide(ask, chosen, embedding, purse, limit_nusd, excluded, explore=False)
         except NoModelError as error:
-            raise no_model(error, self.attempts.breakers) from error
+            raise no_model(error, self.attempts.breaker, chosen.router) from error
 
     async def answer(self, ask: Ask, renderer: Renderer) -> StoredAnswer | Stream:
         """Answer a turn and charge it; a stream is charged at its end. Raises SeqRouteError, UpstreamError.
@@ -173,13 +180,18 @@ class TurnService:
         except UnknownSessionError as error:
             raise _unknown(public_id) from error
 
-    async def put_budget(self, ledger_id: str, public_id: str, budget_nusd: int, may_raise: bool) -> Account:
+    async def put_budget(self, ledger_id: str, public_id: str, budget_nusd: int, caller: Caller) -> Account:
         """Open a session with this budget, or raise it. Raises RequestError (403, 409)."""
-        account = await self.ledger.open(ledger_id, budget_nusd)
+        try:
+            account = await self.ledger.account(ledger_id)
+        except UnknownSessionError:
+            if not caller.may_set_budget:
+                raise RequestError("this API key may not set budgets", status=403, code="budget_not_allowed") from None
+            account = await self.ledger.open(ledger_id, budget_nusd)
         if account.budget_nusd == budget_nusd:
             return account
-        if not may_raise:
-            raise RequestError("this API key may not raise a session's budget", status=403, code="forbidden")
+        if not caller.may_raise_budget:
+            raise RequestError("this API key may not raise a session's budget", status=403, code="budget_not_allowed")
         try:
             return await self.ledger.raise_budget(ledger_id, budget_nusd)
         except ConfigError as error:
@@ -227,9 +239,9 @@ class TurnService:
     def _spawn(self, work: Coroutine[Any, Any, T] | Awaitable[T]) -> "asyncio.Task[T]":
         """Run to the end, whatever becomes of the request; the server waits for it when it stops."""
         task = asyncio.ensure_future(work)
-        self._running.add(task)  # type: ignore[arg-type]
+        self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return task  # type: ignore[return-value]
+        return task
 
 
 def _first_budget_nusd(ask: Ask) -> int:

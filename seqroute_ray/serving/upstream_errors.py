@@ -101,6 +101,12 @@ def from_exception(model: str, error: Exception, tally: Tally, limit: str) -> Up
     return truncated(model, f"the connection failed ({name})", tally)
 
 
+def not_admitted(model: str) -> UpstreamError:
+    """Other calls have opened its circuit meanwhile; this one was not sent."""
+    message = f"upstream {model!r} failed repeatedly and is left alone for now"
+    return UpstreamError(message, kind=UpstreamFault.CONNECT, may_be_billed=False, retryable=True)
+
+
 def truncated(model: str, why: str, tally: Tally) -> UpstreamError:
     message = f"upstream {model!r} did not finish its answer: {why}"
     return UpstreamError(message, kind=UpstreamFault.TRUNCATED, may_be_billed=True, tally=tally)

@@ -108,8 +108,8 @@ def settings(folder: Path, artefact: PolicyArtefact, base_url: str) -> dict[str,
         for model in artefact.catalog.models
     ]
     return {
-        "artefact_dir": str(folder / "policy"),
-        "ledger_path": str(folder / "ledger.sqlite"),
+        "policy": {"artefact": str(folder / "policy")},
+        "ledger": str(folder / "ledger.sqlite"),
         "upstreams": upstreams,
     }
 

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 from aiohttp import web
+from seqroute_ray.serving.protocol import TurnHeaders, parse_chat
 
 from seqroute_ray.core.ledger import Account
 from seqroute_ray.serving.config import load_config
-from seqroute_ray.serving.protocol import TurnHeaders, parse_chat
 from seqroute_ray.serving.router import Decision, Prompt
 from seqroute_ray.serving.turns import Answer, TurnService
 from seqroute_ray.serving.upstream import UpstreamError

@@ -1,0 +1,50 @@
+"""From exceptions to HTTP answers, in the schema of the API that was called."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from seqroute_ray.core.errors import LedgerUnavailable, SeqRouteError
+from seqroute_ray.serving import anthropic_schema, openai_schema
+from seqroute_ray.serving.requests import RequestError
+from seqroute_ray.serving.upstream import UpstreamError
+
+LEDGER_RETRY_S = 2
+
+
+def add_error_handlers(app: FastAPI, messages_path: str) -> None:
+    """messages_path: of the endpoint that speaks Anthropic's schema."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        refusal = as_request_error(error)
+        schema = anthropic_schema if request.url.path == messages_path else openai_schema
+        return JSONResponse(schema.error_body(refusal), refusal.status, headers=refusal.headers)
+
+    for kind in (SeqRouteError, UpstreamError, HTTPException):
+        app.add_exception_handler(kind, answer)
+
+
+def as_request_error(error: Exception) -> RequestError:
+    """What a client is told."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, UpstreamError):
+        return _of_upstream(error)
+    if isinstance(error, LedgerUnavailable):
+        return RequestError(str(error), status=503, code="ledger_unavailable", retry_after_s=LEDGER_RETRY_S)
+    if isinstance(error, HTTPException):
+        codes = {404: "not_found", 405: "method_not_allowed"}
+        return RequestError(
+            str(error.detail), status=error.status_code, code=codes.get(error.status_code, "http_error")
+        )
+    return RequestError(str(error))
+
+
+def _of_upstream(error: UpstreamError) -> RequestError:
+    """502; clients may try again by themselves only when nothing was charged."""
+    details: dict[str, Any] = {"upstream_status": error.status, "charged": error.may_be_billed}
+    if error.retryable:
+        details["retry_after_s"] = max(1, round(error.retry_after_s or 1))
+    return RequestError(str(error), status=502, code=f"upstream_{error.kind}", **details)

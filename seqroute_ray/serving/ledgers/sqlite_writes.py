@@ -1,0 +1,181 @@
+"""What the SQLite ledger writes: each function is one operation inside a transaction, by the rules of core.ledger."""
+
+import json
+import sqlite3
+import time
+from dataclasses import replace
+
+from seqroute_ray.core.ledger import (
+    NO_CHANGE,
+    Account,
+    Attempt,
+    AttemptState,
+    Change,
+    Feedback,
+    TurnRecord,
+    correcting,
+    expiring,
+    raising,
+    releasing,
+    repeats_reserving,
+    repeats_settling,
+    reserving,
+    settling,
+    summed,
+    unknown_target,
+    used_decision,
+)
+from seqroute_ray.serving.ledgers.sqlite_rows import account_of, attempt_of
+
+
+def open_account(db: sqlite3.Connection, session_id: str, change: Change) -> Account:
+    made = db.execute(
+        "INSERT INTO accounts (session_id, budget_nusd) VALUES (?, 0) ON CONFLICT DO NOTHING", (session_id,)
+    )
+    account = account_of(db, session_id)
+    return _book(db, account, "open", "", change) if made.rowcount else account
+
+
+def raise_budget(db: sqlite3.Connection, session_id: str, budget_nusd: int) -> Account:
+    account = account_of(db, session_id)
+    return _book(db, account, "raise", "", raising(account, budget_nusd))
+
+
+def close_account(db: sqlite3.Connection, session_id: str) -> Account:
+    account = account_of(db, session_id)
+    if account.closed:
+        return account
+    db.execute("UPDATE accounts SET closed = 1 WHERE session_id = ?", (session_id,))
+    _append(db, session_id, "close", "", NO_CHANGE)
+    return replace(account, closed=True)
+
+
+def reserve(db: sqlite3.Connection, attempt: Attempt) -> Account:
+    account = account_of(db, attempt.session_id)
+    made = db.execute(
+        "INSERT INTO attempts (attempt_id, session_id, model, amount_nusd, lease_until_s, state) "
+        "VALUES (?, ?, ?, ?, ?, 'reserved') ON CONFLICT DO NOTHING",
+        (attempt.attempt_id, attempt.session_id, attempt.model, attempt.amount_nusd, attempt.lease_until_s),
+    )
+    if not made.rowcount:
+        known = attempt_of(db, attempt.attempt_id)
+        repeats_reserving(known, attempt.session_id, attempt.model, attempt.amount_nusd)
+        return account
+    return _book(db, account, "reserve", attempt.attempt_id, reserving(account, attempt.amount_nusd))
+
+
+def settle(db: sqlite3.Connection, attempt: Attempt, cost_nusd: int, turn: TurnRecord | None) -> Account:
+    account = account_of(db, attempt.session_id)
+    if repeats_settling(attempt, cost_nusd, turn):
+        return account
+    kind, change = settling(attempt, cost_nusd)
+    settled = replace(
+        attempt, state=AttemptState.SETTLED, cost_nusd=cost_nusd, decision_id=turn.decision_id if turn else ""
+    )
+    _update(db, settled)
+    account = _book(db, account, kind, attempt.attempt_id, change)
+    return account if turn is None else _log_turn(db, account, settled, turn)
+
+
+def release(db: sqlite3.Connection, attempt: Attempt) -> Account:
+    account = account_of(db, attempt.session_id)
+    if attempt.state is AttemptState.RELEASED:
+        return account
+    change = releasing(attempt)
+    _update(db, replace(attempt, state=AttemptState.RELEASED))
+    return _book(db, account, "release", attempt.attempt_id, change)
+
+
+def correct(db: sqlite3.Connection, attempt: Attempt, cost_nusd: int) -> Account:
+    change = correcting(attempt, cost_nusd)
+    _update(db, replace(attempt, cost_nusd=cost_nusd))
+    if attempt.decision_id and change != NO_CHANGE:
+        _number_log(db, attempt.session_id)
+    return _book(db, account_of(db, attempt.session_id), "correct", attempt.attempt_id, change)
+
+
+def expire(db: sqlite3.Connection, attempt: Attempt) -> Attempt:
+    expired = replace(attempt, state=AttemptState.EXPIRED, cost_nusd=attempt.amount_nusd)
+    _update(db, expired)
+    _book(db, account_of(db, attempt.session_id), "expire", attempt.attempt_id, expiring(attempt))
+    return expired
+
+
+def _update(db: sqlite3.Connection, attempt: Attempt) -> None:
+    db.execute(
+        "UPDATE attempts SET state = ?, cost_nusd = ?, decision_id = ? WHERE attempt_id = ?",
+        (attempt.state, attempt.cost_nusd, attempt.decision_id, attempt.attempt_id),
+    )
+
+
+def _book(db: sqlite3.Connection, account: Account, kind: str, attempt_id: str, change: Change) -> Account:
+    """The account after the change, which its row and the journal get; what changes nothing is not written."""
+    if change == NO_CHANGE and kind in ("raise", "correct"):
+        return account
+    after = replace(
+        account,
+        budget_nusd=account.budget_nusd + change.budget_nusd,
+        spent_nusd=account.spent_nusd + change.spent_nusd,
+        reserved_nusd=account.reserved_nusd + change.reserved_nusd,
+        overshoot_nusd=account.overshoot_nusd + change.overshoot_nusd,
+    )
+    db.execute(
+        "UPDATE accounts SET budget_nusd = ?, spent_nusd = ?, reserved_nusd = ?, overshoot_nusd = ? "
+        "WHERE session_id = ?",
+        (after.budget_nusd, after.spent_nusd, after.reserved_nusd, after.overshoot_nusd, after.session_id),
+    )
+    _append(db, account.session_id, kind, attempt_id, change)
+    return after
+
+
+def _append(db: sqlite3.Connection, session_id: str, kind: str, attempt_id: str, change: Change) -> None:
+    counters = (change.budget_nusd, change.spent_nusd, change.reserved_nusd, change.overshoot_nusd)
+    db.execute(
+        "INSERT INTO entries (session_id, kind, attempt_id, budget_nusd, spent_nusd, reserved_nusd, overshoot_nusd, "
+        "at_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (session_id, kind, attempt_id, *counters, time.time()),
+    )
+
+
+def _log_turn(db: sqlite3.Connection, account: Account, attempt: Attempt, turn: TurnRecord) -> Account:
+    """The account after an answered turn; the turn gets the next number of its session."""
+    summary_sum = summed(account.summary_sum, turn.summary)
+    after = replace(account, num_turns=account.num_turns + 1, summary_sum=summary_sum, latest=turn.latest)
+    db.execute(
+        "UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ? WHERE session_id = ?",
+        (after.num_turns, json.dumps(summary_sum), json.dumps(turn.latest), account.session_id),
+    )
+    row = (turn.decision_id, account.session_id, account.num_turns, attempt.attempt_id, attempt.cost_nusd, turn.owner)
+    try:
+        db.execute(
+            "INSERT INTO decisions (decision_id, session_id, turn, attempt_id, settled_nusd, owner, at_s, record, "
+            "embedding) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, time.time(), json.dumps(turn.record), turn.embedding),
+        )
+    except sqlite3.IntegrityError as error:
+        raise used_decision(turn.decision_id) from error
+    _number_log(db, account.session_id)
+    return after
+
+
+def add_feedback(db: sqlite3.Connection, feedback: Feedback) -> None:
+    row = db.execute(
+        "SELECT session_id FROM decisions WHERE decision_id = ?1 UNION ALL "
+        "SELECT session_id FROM accounts WHERE session_id = ?1",
+        (feedback.target,),
+    ).fetchone()
+    if row is None:
+        raise unknown_target(feedback.target)
+    db.execute(
+        "INSERT OR REPLACE INTO feedback (target, judge, score, at_s, owner) VALUES (?, ?, ?, ?, ?)",
+        (feedback.target, feedback.judge, feedback.score, feedback.at_s, feedback.owner),
+    )
+    _number_log(db, row[0])
+
+
+def _number_log(db: sqlite3.Connection, session_id: str) -> None:
+    """Give the session the next number of the decision log; only one writer is at it, so numbers come in order."""
+    db.execute(
+        "UPDATE accounts SET log_number = (SELECT coalesce(max(log_number), 0) + 1 FROM accounts) WHERE session_id = ?",
+        (session_id,),
+    )
