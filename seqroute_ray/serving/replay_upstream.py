@@ -4,15 +4,13 @@ python -m seqroute_ray.serving.replay_upstream --port 8199
 """
 
 import asyncio
+import json
 import logging
 import sys
 import threading
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tyro
@@ -21,7 +19,8 @@ from aiohttp import web
 from seqroute_ray.core.embedding import WordLlamaEmbedder, unit_rows
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.data.bundled import load_outcomes
-from seqroute_ray.serving.protocol import ChatRequest, RequestError, error_body, parse_body, parse_chat
+from seqroute_ray.serving.replay_chat import ReplayAnswer, ReplayRequest, chunks, completion, read_request
+from seqroute_ray.serving.sse import encode
 
 SHUTDOWN_TIMEOUT_S = 1.0  # for answers still on their way
 
@@ -35,22 +34,24 @@ class ReplayConfig:
     host: str = "127.0.0.1"  # loopback: it is for this machine only
     port: int = 8199  # 0: any free port
     delay_s: float = 0.0  # before each answer, as a slow provider
+    chunk_delay_s: float = 0.0  # before each chunk of a stream, as a model that speaks
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise ConfigError(f"port must be in [0, 65535], got {self.port}")
-        if not self.delay_s >= 0:
-            raise ConfigError(f"delay_s must be >= 0, got {self.delay_s}")
+        for field in ("delay_s", "chunk_delay_s"):
+            if not getattr(self, field) >= 0:
+                raise ConfigError(f"{field} must be >= 0, got {getattr(self, field)}")
 
 
 class ReplayProvider:
     """The recorded outcomes as an aiohttp application."""
 
-    def __init__(self, delay_s: float = 0.0) -> None:
+    def __init__(self, config: ReplayConfig) -> None:
         self._outcomes = load_outcomes()
         self._questions = unit_rows(self._outcomes.embedding.astype(np.float32))  # [Q, D]
         self._embedder = WordLlamaEmbedder()
-        self._delay_s = delay_s
+        self._config = config
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=2**26)
@@ -65,57 +66,59 @@ class ReplayProvider:
         ]
         return web.json_response({"object": "list", "data": rows})
 
-    async def chat_completions(self, request: web.Request) -> web.Response:
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         try:
-            body = parse_body(await request.read())
-            chat = parse_chat(body)
-        except RequestError as error:
-            return web.json_response(error_body(str(error), "invalid_request_error", error.code), status=error.status)
-        model = body.get("model")
-        if model not in self._outcomes.catalog.names:
-            message = f"The model {model!r} does not exist: this replay knows the models of GET /v1/models"
-            return web.json_response(error_body(message, "invalid_request_error", "model_not_found"), status=404)
-        await asyncio.sleep(self._delay_s)
-        return web.json_response(self.completion(model, chat))
+            chat = read_request(await request.read())
+        except ValueError as error:
+            return _refusal(400, str(error), "invalid_request")
+        if chat.model not in self._outcomes.catalog.names:
+            message = f"The model {chat.model!r} does not exist: this replay knows the models of GET /v1/models"
+            return _refusal(404, message, "model_not_found")
+        await asyncio.sleep(self._config.delay_s)
+        answer = self.answer(chat)
+        if chat.stream:
+            return await self._stream(request, answer, chat.include_usage)
+        return web.json_response(completion(answer))
 
-    def completion(self, model: str, chat: ChatRequest) -> dict[str, Any]:
-        """The recorded answer of `model` to the question nearest to the last user message, in OpenAI's schema."""
+    def answer(self, chat: ReplayRequest) -> ReplayAnswer:
+        """The recorded tokens of the question nearest to the last user message."""
         outcomes = self._outcomes
-        action = outcomes.catalog.action(model)
+        action = outcomes.catalog.action(chat.model)
         question = int(np.argmax(self._questions @ self._embedder.embed([chat.text])[0]))
         recorded_tokens = int(outcomes.completion_tokens[question, action])
         completion_tokens = min(recorded_tokens, chat.max_tokens or recorded_tokens)
-        # A provider cannot bill more prompt than was sent, however long the recorded question is.
-        prompt_tokens = min(int(outcomes.prompt_tokens[question, action]), chat.prompt_tokens_bound)
-        text = f"Replay of {model} on recorded question {outcomes.query_id[question]}; no model was called."
-        return {
-            "id": f"chatcmpl-replay-{uuid.uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": model,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text},
-                    "logprobs": None,
-                    "finish_reason": "length" if completion_tokens < recorded_tokens else "stop",
-                }
-            ],
-            "usage": {
-                "prompt_tokens": prompt_tokens,
-                "completion_tokens": completion_tokens,
-                "total_tokens": prompt_tokens + completion_tokens,
-            },
-        }
+        return ReplayAnswer(
+            model=chat.model,
+            text=f"Replay of {chat.model} on recorded question {outcomes.query_id[question]}; no model was called.",
+            tool=chat.tool,
+            prompt_tokens=min(int(outcomes.prompt_tokens[question, action]), chat.most_prompt_tokens),
+            completion_tokens=completion_tokens,
+            is_cut=completion_tokens < recorded_tokens,
+        )
+
+    async def _stream(self, request: web.Request, answer: ReplayAnswer, include_usage: bool) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
+        await response.prepare(request)
+        with suppress(ConnectionError):  # the client hung up
+            for chunk in chunks(answer, include_usage):
+                if self._config.chunk_delay_s:
+                    await asyncio.sleep(self._config.chunk_delay_s)
+                await response.write(encode(json.dumps(chunk).encode()))
+            await response.write(encode(b"[DONE]"))
+            await response.write_eof()
+        return response
+
+
+def _refusal(status: int, message: str, code: str) -> web.Response:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return web.json_response({"error": error}, status=status)
 
 
 @contextmanager
-def running_replay_upstream(port: int = 0, delay_s: float = 0.0) -> Iterator[str]:
+def running_replay_upstream(port: int = 0, delay_s: float = 0.0, chunk_delay_s: float = 0.0) -> Iterator[str]:
     """The stand-in on loopback, in a daemon thread, while the block runs; yields its base_url. Port 0: any free one."""
-    config = ReplayConfig(port=port, delay_s=delay_s)
-    runner = web.AppRunner(
-        ReplayProvider(config.delay_s).application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S
-    )
+    config = ReplayConfig(port=port, delay_s=delay_s, chunk_delay_s=chunk_delay_s)
+    runner = web.AppRunner(ReplayProvider(config).application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="replay-upstream", daemon=True)
     thread.start()
@@ -149,9 +152,7 @@ def main() -> None:
         raise SystemExit(2) from None
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logger.info("replay_upstream base_url=http://%s:%d/v1", config.host, config.port)
-    web.run_app(
-        ReplayProvider(config.delay_s).application(), host=config.host, port=config.port, access_log=None, print=None
-    )
+    web.run_app(ReplayProvider(config).application(), host=config.host, port=config.port, access_log=None, print=None)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqroute_ray.serving.sse import BOM, Event, SseError, SseParser, encode
@@ -26,6 +26,7 @@ def events_of(*parts: bytes) -> list[Event]:
     return [event for part in parts for event in parser.feed(part)]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(streams(), st.data())
 def test_where_the_bytes_are_split_makes_no_difference(raw: bytes, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=6)))
@@ -34,6 +35,7 @@ def test_where_the_bytes_are_split_makes_no_difference(raw: bytes, data: st.Data
     assert events_of(*(raw[at : at + 1] for at in range(len(raw)))) == events_of(raw)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.binary(), st.sampled_from([b"", b"error", b"ping"])), max_size=5))
 def test_what_is_encoded_is_parsed_again(pairs: list[tuple[bytes, bytes]]) -> None:
     raw = b"".join(encode(data, name) for data, name in pairs)
@@ -41,6 +43,7 @@ def test_what_is_encoded_is_parsed_again(pairs: list[tuple[bytes, bytes]]) -> No
     assert events_of(raw) == wanted
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.recursive(st.text() | st.integers(), lambda inner: st.dictionaries(st.text(), inner)))
 def test_json_is_one_line_and_arrives_as_it_was(value: object) -> None:
     raw = json.dumps(value).encode()

@@ -2,7 +2,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqroute_ray.serving.usage import Tally, Usage, parse_object, read_usage
@@ -25,6 +25,7 @@ FIELDS = st.sampled_from(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     TEXTS,
     st.sampled_from([{}, {"role": "assistant"}]),
@@ -73,6 +74,14 @@ def test_the_last_usage_counts_and_nonsense_leaves_it() -> None:
     tally.add({"usage": {"prompt_tokens": 5, "completion_tokens": 2}}, "delta")
     tally.add({"usage": None, "choices": [None, {"delta": [1], "finish_reason": 7}]}, "delta")
     assert tally == Tally(usage=Usage(prompt_tokens=5, completion_tokens=2))
+
+
+def test_without_a_usage_the_bytes_seen_are_the_estimate_up_to_the_limit() -> None:
+    tally = Tally(completion_bytes=10)
+    assert tally.estimate(7, max_tokens=100) == Usage(prompt_tokens=7, completion_tokens=4)
+    assert tally.estimate(7, max_tokens=3) == Usage(prompt_tokens=7, completion_tokens=3)
+    tally.usage = Usage(prompt_tokens=1, completion_tokens=200)
+    assert tally.estimate(7, max_tokens=3) == tally.usage
 
 
 def test_details_of_a_usage_are_read() -> None:
