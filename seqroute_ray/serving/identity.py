@@ -119,12 +119,12 @@ def _claude_code_session(user_id: object) -> str:
 
 
 def _fingerprint(body: Mapping[str, Any]) -> str:
-    """sha256 of user, instructions, tools and first user message, as one JSON array: unambiguous.
+    """sha256 of user, tools and all up to the first user message, as one JSON array: unambiguous.
 
     Of texts alone: clients move marks such as cache_control from message to message.
     """
     messages = body["messages"]
-    instructions = [content_text(message) for message in messages if message["role"] in ("system", "developer")]
-    first = next((content_text(message) for message in messages if message["role"] == "user"), None)
-    opening = [*(body.get(name) for name in USER_FIELDS), instructions, body.get("tools"), first]
+    first = next((at for at, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    begins = [(message["role"], content_text(message)) for message in messages[: first + 1]]
+    opening = [*(body.get(name) for name in USER_FIELDS), body.get("tools"), begins]
     return hashlib.sha256(to_json(opening)).hexdigest()

@@ -68,7 +68,7 @@ def test_a_user_id_without_a_session_names_none(user_id: object) -> None:
 def test_turns_that_begin_alike_are_one_session_without_any_name() -> None:
     first = session_hints(body(("system", "s"), ("user", "q")))
     parts = [{"type": "text", "text": "q", "cache_control": {"type": "ephemeral"}}]
-    later = session_hints(body(("system", "s"), ("user", parts), ("assistant", "a"), ("user", "more")))
+    later = session_hints(body(("system", "s"), ("user", parts), ("assistant", "a"), ("system", "t"), ("user", "more")))
     assert identify("t", {}, first) == identify("t", {}, later)
     assert identify("t", {}, first).client_id.startswith("opening-")
     assert identify("t", {}, first).session_id != identify("u", {}, first).session_id
