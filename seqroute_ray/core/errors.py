@@ -49,5 +49,5 @@ class UnknownSessionError(LedgerError):
     """No session of that name was opened."""
 
 
-class LedgerUnavailable(SeqRouteError):  # noqa: N818 - the state of a store, not a mistake
+class LedgerUnavailable(SeqRouteError):
     """The ledger's store does not answer; nothing can be granted."""
