@@ -20,6 +20,7 @@ from seqroute_ray.data.sample import SampleConfig
 from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.quickstart import QuickstartConfig
+from seqroute_ray.serving.ledgers.commands import LedgerCommand
 from seqroute_ray.serving.serve import ServeConfig
 from seqroute_ray.training.config import TrainConfig, TuneConfig
 
@@ -136,6 +137,11 @@ def serve(config: Annotated[ServeConfig, Flat]) -> Result:
     return {"stopped": True}
 
 
+def ledger(command: Annotated[LedgerCommand, Flat]) -> Result:
+    """Audit a ledger, reconcile it with a provider's bill, or export its decision log."""
+    return command.run()
+
+
 def quickstart(config: Annotated[QuickstartConfig, Flat]) -> Result:
     """The paper-size run on bundled outcomes: sample, import, relabel, train, evaluate, serve one session."""
     from seqroute_ray.quickstart import run_quickstart
@@ -155,6 +161,7 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "remove-model": remove_model,
     "evaluate": evaluate,
     "serve": serve,
+    "ledger": ledger,
     "quickstart": quickstart,
 }
 

@@ -1,18 +1,22 @@
-"""Group commit: one thread runs whatever operations wait, in one SQLite transaction with one sync of the disk.
+"""Group commit: operations that come while the disk is busy share the next transaction, and its one sync of the disk.
 
 An operation is a function of the connection. It sees those before it, and its error undoes it alone; the callers hear
-of their results together, after the commit. The thread keeps SQLite's waiting (locks, the disk) off the event loop.
+of their results together, after the commit. Statements inside a transaction touch memory only and run on the event
+loop: in a thread, each of them would wait for the interpreter lock. What waits, for the disk or for another process's
+transaction, has a thread.
 """
 
 import asyncio
 import sqlite3
-from collections import defaultdict
+import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from seqroute_ray.core.errors import LedgerUnavailable
+
+BUSY_TIMEOUT_S = 10.0  # how long a transaction waits for another process's; one takes about a millisecond
+_BUSY_POLL_S = 0.0002
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
@@ -26,18 +30,18 @@ class _Asked(NamedTuple):
 class _Done(NamedTuple):
     future: asyncio.Future[Any]
     value: Any
-    error: BaseException | None
+    error: Exception | None
 
 
 class GroupCommit:
-    """A connection and the thread that has it to itself. `begin` tells whether the operations write."""
+    """The only writer on a connection, which has a busy timeout of 0; used from one event loop."""
 
-    def __init__(self, db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> None:
-        self._db, self._begin = db, begin
-        self._queue = SimpleQueue[_Asked | None]()  # None: no more will come
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._waiting: list[_Asked] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "ledger")
         self._closed = False
-        self._thread = Thread(target=self._work, name="ledger", daemon=True)
-        self._thread.start()
 
     async def run(self, operation: Operation[T]) -> T:
         """The operation's result, once it is on the disk; it is run also if the caller is cancelled meanwhile.
@@ -46,40 +50,41 @@ class GroupCommit:
         """
         if self._closed:
             raise LedgerUnavailable("the ledger is closed")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Asked(operation, future))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._waiting.append(_Asked(operation, future))
+        if self._committing is None:
+            self._committing = loop.create_task(self._commit_all())
         return await future
 
     async def close(self) -> None:
         """Run what was accepted, then close the connection."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
-
-    def _work(self) -> None:
-        while batch := self._next_batch():
-            _resolve(self._commit(batch))
+        self._closed = True
+        if self._committing is not None:
+            await self._committing
+        self._thread.shutdown()
         self._db.close()
 
-    def _next_batch(self) -> list[_Asked]:
-        """All that wait, at least one; empty in the end."""
-        batch, asked = [], self._queue.get()
-        try:
-            while asked is not None:
-                batch.append(asked)
-                asked = self._queue.get_nowait()
-        except Empty:
-            return batch
-        if batch:
-            self._queue.put(None)  # for the next time
-        return batch
+    async def _commit_all(self) -> None:
+        """Transaction after transaction, each of all that wait, until none does."""
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            for future, value, error in await self._commit(batch):
+                if future.done():  # cancelled
+                    continue
+                if error is None:
+                    future.set_result(value)
+                else:
+                    future.set_exception(error)
+        self._committing = None
 
-    def _commit(self, batch: list[_Asked]) -> list[_Done]:
+    async def _commit(self, batch: list[_Asked]) -> list[_Done]:
+        in_thread = asyncio.get_running_loop().run_in_executor
         try:
-            self._db.execute(self._begin)
+            if not _begins(self._db):
+                await in_thread(self._thread, _begin, self._db)
             done = [self._run(asked) for asked in batch]
-            self._db.execute("COMMIT")
+            await in_thread(self._thread, self._db.execute, "COMMIT")
         except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -92,35 +97,30 @@ class GroupCommit:
         self._db.execute("SAVEPOINT one")
         try:
             done = _Done(asked.future, asked.operation(self._db), None)
-        except Exception as error:  # whatever it is, it is this caller's: the thread goes on for the others
+        except Exception as error:  # whatever it is, it is this caller's: the others' operations go on
             if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
                 raise
-            done = self._undone(asked, error)
+            self._db.execute("ROLLBACK TO one")
+            done = _Done(asked.future, None, error)
         self._db.execute("RELEASE one")
         return done
 
-    def _undone(self, asked: _Asked, error: Exception) -> _Done:
-        self._db.execute("ROLLBACK TO one")
-        return _Done(asked.future, None, error)
+
+def _begins(db: sqlite3.Connection) -> bool:
+    """Begin a transaction that writes; False when another process has one."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True
 
 
-def _resolve(done: list[_Done]) -> None:
-    """Tell each event loop its results, in one call."""
-    by_loop = defaultdict[asyncio.AbstractEventLoop, list[_Done]](list)
-    for one in done:
-        by_loop[one.future.get_loop()].append(one)
-    for loop, results in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_set_results, results)
-        except RuntimeError:  # the loop was closed, and its callers with it
-            continue
-
-
-def _set_results(results: list[_Done]) -> None:
-    for future, value, error in results:
-        if future.done():  # cancelled
-            continue
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
+def _begin(db: sqlite3.Connection) -> None:
+    """Begin as soon as other processes let it. SQLite's own waiting sleeps ever longer: too long for a millisecond."""
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_S
+    while not _begins(db):
+        if time.monotonic() > deadline_s:
+            raise sqlite3.OperationalError(f"another process has had it locked for {BUSY_TIMEOUT_S:.0f} s")
+        time.sleep(_BUSY_POLL_S)

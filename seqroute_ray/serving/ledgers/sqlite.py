@@ -1,15 +1,16 @@
 """The embedded ledger: one SQLite file, safe from many tasks, threads and processes of one machine.
 
 Every change is part of one `BEGIN IMMEDIATE` transaction, so compare-and-reserve is atomic between processes; WAL with
-synchronous=FULL keeps what was granted through a crash. Writes have one thread and share commits, reads another.
+synchronous=FULL keeps what was granted through a crash. Reads have a connection of their own and wait for nobody. One
+object belongs to one event loop.
 """
 
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from seqroute_ray.core.errors import UnknownSessionError
+from seqroute_ray.core.errors import LedgerUnavailable, UnknownSessionError
 from seqroute_ray.core.ledger import (
     Account,
     Attempt,
@@ -23,7 +24,7 @@ from seqroute_ray.core.ledger import (
     opening,
 )
 from seqroute_ray.serving.ledgers import sqlite_writes as writes
-from seqroute_ray.serving.ledgers.group_commit import GroupCommit
+from seqroute_ray.serving.ledgers.group_commit import GroupCommit, Operation
 from seqroute_ray.serving.ledgers.sqlite_answers import claim_key, disclaim_key, keep_answer, prune_answers
 from seqroute_ray.serving.ledgers.sqlite_file import open_file, open_for_reading
 from seqroute_ray.serving.ledgers.sqlite_rows import (
@@ -36,13 +37,15 @@ from seqroute_ray.serving.ledgers.sqlite_rows import (
     session_log_of,
 )
 
+T = TypeVar("T")
+
 
 class SqliteLedger:
     """core.ledger.Ledger on the file at `path`, which is made if it is not there. Raises ConfigError."""
 
     def __init__(self, path: Path) -> None:
         self._writer = GroupCommit(open_file(path))
-        self._reader = GroupCommit(open_for_reading(path), begin="BEGIN")
+        self._reader = open_for_reading(path)
 
     async def open(self, session_id: str, budget_nusd: int) -> Account:
         change = opening(session_id, budget_nusd)
@@ -52,7 +55,7 @@ class SqliteLedger:
             return await self._writer.run(lambda db: writes.open_account(db, session_id, change))
 
     async def account(self, session_id: str) -> Account:
-        return await self._reader.run(lambda db: account_of(db, session_id))
+        return self._read(lambda db: account_of(db, session_id))
 
     async def raise_budget(self, session_id: str, budget_nusd: int) -> Account:
         return await self._writer.run(lambda db: writes.raise_budget(db, session_id, budget_nusd))
@@ -95,8 +98,8 @@ class SqliteLedger:
         return await self._writer.run(lambda db: writes.correct(db, attempt_of(db, attempt_id, session_id), cost_nusd))
 
     async def expire(self, now_s: float, max_attempts: int = 1000) -> list[Attempt]:
-        if not await self._reader.run(lambda db: overdue_attempts(db, now_s, 1)):
-            return []  # most of the time: no writer is kept waiting
+        if not self._read(lambda db: overdue_attempts(db, now_s, 1)):
+            return []  # most of the time: costs no commit
         return await self._writer.run(
             lambda db: [writes.expire(db, attempt) for attempt in overdue_attempts(db, now_s, max_attempts)]
         )
@@ -111,37 +114,48 @@ class SqliteLedger:
         await self._writer.run(lambda db: disclaim_key(db, session_id, key))
 
     async def decision(self, decision_id: str) -> dict[str, Any]:
-        return await self._reader.run(lambda db: decision_of(db, decision_id))
+        return self._read(lambda db: decision_of(db, decision_id))
 
     async def add_feedback(self, feedback: Feedback) -> None:
         await self._writer.run(lambda db: writes.add_feedback(db, feedback))
 
     async def entries(self, session_id: str) -> list[Entry]:
-        return await self._reader.run(lambda db: entries_of(db, session_id))
+        return self._read(lambda db: entries_of(db, session_id))
 
     async def books(self, session_id: str) -> Books:
-        return await self._reader.run(lambda db: books_of(db, session_id))
+        return self._read(lambda db: books_of(db, session_id))
 
     async def attempt(self, attempt_id: str) -> Attempt:
-        return await self._reader.run(lambda db: attempt_of(db, attempt_id))
+        return self._read(lambda db: attempt_of(db, attempt_id))
 
     async def sessions(self, after: str, limit: int) -> list[str]:
         query = "SELECT session_id FROM accounts WHERE session_id > ? ORDER BY session_id LIMIT ?"
-        return await self._reader.run(lambda db: [row[0] for row in db.execute(query, (after, limit))])
+        return self._read(lambda db: [row[0] for row in db.execute(query, (after, limit))])
 
     async def changed(self, after: int, limit: int) -> list[tuple[int, str]]:
         query = "SELECT log_number, session_id FROM accounts WHERE log_number > ? ORDER BY log_number LIMIT ?"
-        return await self._reader.run(lambda db: db.execute(query, (after, limit)).fetchall())
+        return self._read(lambda db: db.execute(query, (after, limit)).fetchall())
 
     async def session_log(self, session_id: str) -> SessionLog:
-        return await self._reader.run(lambda db: session_log_of(db, session_id))
+        return self._read(lambda db: session_log_of(db, session_id))
 
     async def prune(self, now_s: float, *, answers_max_age_s: float, answers_max_bytes: int) -> int:
         return await self._writer.run(lambda db: prune_answers(db, now_s, answers_max_age_s, answers_max_bytes))
 
     async def ping(self) -> None:
-        await self._reader.run(lambda db: db.execute("SELECT 1 FROM accounts LIMIT 1").fetchone())
+        self._read(lambda db: db.execute("SELECT 1 FROM accounts LIMIT 1").fetchone())
 
     async def close(self) -> None:
         await self._writer.close()
-        await self._reader.close()
+        self._reader.close()
+
+    def _read(self, query: Operation[T]) -> T:
+        """What the query finds in the file as it is at one moment. Raises LedgerUnavailable."""
+        try:
+            self._reader.execute("BEGIN")
+            try:
+                return query(self._reader)
+            finally:
+                self._reader.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise LedgerUnavailable(f"the ledger's file cannot be read ({error})") from error

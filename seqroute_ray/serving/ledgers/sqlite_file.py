@@ -11,7 +11,7 @@ from pathlib import Path
 from seqroute_ray.core.errors import ConfigError
 
 SCHEMA_VERSION = 1
-BUSY_TIMEOUT_S = 10.0  # how long a writer waits for another process's transaction; one takes about a millisecond
+BUSY_TIMEOUT_S = 30.0  # how long the first opening of a file by another process, and its migration, are waited for
 
 _SCHEMA = (
     """CREATE TABLE accounts (
@@ -102,6 +102,7 @@ def open_file(path: Path) -> sqlite3.Connection:
         _switch_to_wal(db)
         db.execute("PRAGMA synchronous = FULL")  # what was committed survives a loss of power
         _bring_up_to_date(db, path)
+        db.execute("PRAGMA busy_timeout = 0")  # the writer waits in its own way
     except (OSError, sqlite3.DatabaseError) as error:
         raise ConfigError(f"ledger {path}: not a usable SQLite file ({error}); name a file on a local disk") from error
     return db
