@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from seqroute_ray.serving.protocol import prompt_tokens_bound
 
 from seqroute_ray.core.embedding import WordLlamaEmbedder, unit_rows
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.data.bundled import load_outcomes
-from seqroute_ray.serving.protocol import prompt_tokens_bound
 from seqroute_ray.serving.replay_upstream import ReplayConfig, running_replay_upstream
 from seqroute_ray.serving.sse import SseParser
 

@@ -83,7 +83,13 @@ async def test_what_is_repeated_as_it_was_changes_nothing(place: str) -> None:
         assert await ledger.settle("s", "a", 30, turn=turn_of("d")) == settled
         released = await ledger.release("s", "b")
         assert await ledger.release("s", "b") == released
-        assert [entry.kind for entry in await ledger.entries("s")] == ["open", "reserve", "reserve", "settle", "release"]
+        assert [entry.kind for entry in await ledger.entries("s")] == [
+            "open",
+            "reserve",
+            "reserve",
+            "settle",
+            "release",
+        ]
 
 
 async def test_an_attempt_id_stands_for_one_attempt(place: str) -> None:
