@@ -29,7 +29,7 @@ def read_feedback(raw: bytes, owner: str) -> Feedback:
     decision_id, session_id = body.get("decision_id"), body.get("session_id")
     if (decision_id is None) == (session_id is None):
         raise RequestError("decision_id, session_id: exactly one of them says what the score is for")
-    target: str = decision_id
+    target = str(decision_id)
     if session_id is not None:
         check_client_id("session_id", session_id)
         target = ledger_session_id(owner, session_id)

@@ -18,6 +18,8 @@ from seqroute_ray.serving.settling import Settling
 from seqroute_ray.serving.turn import Renderer
 from seqroute_ray.serving.upstream import UpstreamError
 
+STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8"}
+
 logger = logging.getLogger(__name__)
 
 
@@ -100,9 +102,8 @@ class Stream:
         tally, key = self.started.upstream.tally, self.started.ask.idempotency_key
         paid = self._settling.paid(self.started, tally)
         last = self._keep(self._renderer.end(paid))
-        answer = (
-            None if key is None else (key, StoredAnswer(status=200, headers=paid.headers(), body=b"".join(self._kept)))
-        )
+        headers = STREAM_HEADERS | paid.headers()
+        answer = None if key is None else (key, StoredAnswer(status=200, headers=headers, body=b"".join(self._kept)))
         await asyncio.shield(self._spawn(self._settling.settle(self.started, tally, paid, answer=answer)))
         return last
 
