@@ -1,9 +1,10 @@
 """What the SQLite ledger writes: each function is one operation inside a transaction, by the rules of core.ledger."""
 
-import json
 import sqlite3
 import time
 from dataclasses import replace
+
+from pydantic_core import to_json
 
 from seqroute_ray.core.ledger import (
     NO_CHANGE,
@@ -151,14 +152,14 @@ def _log_turn(db: sqlite3.Connection, account: Account, attempt: Attempt, turn: 
     after = replace(account, num_turns=account.num_turns + 1, summary_sum=summary_sum, latest=turn.latest)
     db.execute(
         f"UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ?, {_NEXT_LOG_NUMBER} WHERE session_id = ?",
-        (after.num_turns, pack_doubles(summary_sum), json.dumps(turn.latest), account.session_id),
+        (after.num_turns, pack_doubles(summary_sum), to_json(turn.latest).decode(), account.session_id),
     )
     row = (turn.decision_id, account.session_id, account.num_turns, attempt.attempt_id, attempt.cost_nusd, turn.owner)
     try:
         db.execute(
             "INSERT INTO decisions (decision_id, session_id, turn, attempt_id, settled_nusd, owner, at_s, record, "
             "embedding) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*row, time.time(), json.dumps(turn.record), turn.embedding),
+            (*row, time.time(), to_json(turn.record).decode(), turn.embedding),
         )
     except sqlite3.IntegrityError as error:
         raise used_decision(turn.decision_id) from error
