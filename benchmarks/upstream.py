@@ -22,12 +22,13 @@ import numpy as np
 import tyro
 from _processes import machine
 
-from seqroute_ray.serving.config import UpstreamConfig
+from seqroute_ray.serving.config import UpstreamConfig, UpstreamTimeouts
 from seqroute_ray.serving.upstream import UpstreamClient
 
 FIELDS = {"messages": [{"role": "user", "content": "What is 7 times 6? " * 8}]}
 MAX_TOKENS, LONG_TOKENS, TOKENS_PER_CHUNK = 80, 880, 8  # 10 and 110 chunks of text
 NUM_ROUNDS = 7
+TIMEOUTS = UpstreamTimeouts(connect_s=10, first_byte_s=60, silence_s=30, total_s=120)  # the server's defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ async def connected(chunk_delay_s: float = 0.0) -> AsyncIterator[tuple[UpstreamC
     """A client of a new provider, and the provider's process id."""
     with provider(chunk_delay_s) as (base_url, pid):
         upstream = UpstreamConfig(model="m", base_url=base_url, usd_per_m_input=1, usd_per_m_output=1)
-        async with UpstreamClient([upstream]) as client:
+        async with UpstreamClient([upstream], TIMEOUTS) as client:
             yield client, pid
 
 

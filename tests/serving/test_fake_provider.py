@@ -22,6 +22,7 @@ FIELDS = {"messages": [{"role": "user", "content": "What is 7 times 6?"}]}
 PROMPT_TOKENS = prompt_tokens_bound(FIELDS)
 MAX_TOKENS = 36  # four chunks of 8 tokens, and a rest
 SENT_TOKENS = 32  # in the first half of the eight events of its stream
+TIMEOUTS = UpstreamTimeouts(connect_s=10, first_byte_s=20, silence_s=20, total_s=30)
 BRIEF = UpstreamTimeouts(connect_s=0.2, first_byte_s=0.3, silence_s=0.3, total_s=0.6)  # that a test waits for
 
 
@@ -62,7 +63,7 @@ def ask(provider: Provider, attempt_id: str, model: str, stream: bool) -> tuple[
     async def run() -> tuple[str, Tally, UpstreamError | None]:
         upstream = UpstreamConfig(model=model, base_url=provider.base_url, usd_per_m_input=1, usd_per_m_output=1)
         texts: list[str] = []
-        async with UpstreamClient([upstream], BRIEF if "stall" in model else None) as client:
+        async with UpstreamClient([upstream], BRIEF if "stall" in model else TIMEOUTS) as client:
             try:
                 answer = await client.start(model, FIELDS, MAX_TOKENS, attempt_id, stream)
                 async for payload in answer:
@@ -133,7 +134,7 @@ def test_a_client_that_hangs_up_is_billed_what_was_sent(provider: Provider) -> N
         upstream = UpstreamConfig(
             model="m", base_url=provider.base_url, upstream_model="m+stall-mid", usd_per_m_input=1, usd_per_m_output=1
         )
-        async with UpstreamClient([upstream]) as client:
+        async with UpstreamClient([upstream], TIMEOUTS) as client:
             answer = await client.start("m", FIELDS, MAX_TOKENS, "hung-up", stream=True)
             await answer.aclose()
 

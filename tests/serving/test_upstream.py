@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from seqroute_ray.serving.config import UpstreamConfig
 from seqroute_ray.serving.upstream import UpstreamClient, UpstreamError, UpstreamFault
 from seqroute_ray.serving.usage import Tally, Usage
 
@@ -210,3 +211,24 @@ def test_a_cancelled_start_hangs_up_at_once(script: list[bytes | str], streamed:
         await asyncio.wait_for(provider.hung_up.wait(), 1)
 
     with_client(act, script)
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+
+
+@pytest.mark.parametrize("extra", [{}, {"tools": [TOOL], "tool_choice": "required"}])
+def test_the_replay_stand_in_streams_what_it_answers_whole(upstream_url: str, extra: dict[str, Any]) -> None:
+    model = "gpt-4o-2024-08-06"
+    upstream = UpstreamConfig(model=model, base_url=upstream_url, usd_per_m_input=2.5, usd_per_m_output=10)
+
+    async def run() -> tuple[Tally, Tally]:
+        async with UpstreamClient([upstream], TIMEOUTS) as client:
+            whole_answer = await client.start(model, {**FIELDS, **extra}, 500, "a", stream=False)
+            streamed = await client.start(model, {**FIELDS, **extra}, 500, "b", stream=True)
+            assert len([payload async for payload in streamed]) > 5
+        return whole_answer.tally, streamed.tally
+
+    whole_tally, streamed_tally = asyncio.run(run())
+    assert whole_tally == streamed_tally
+    assert whole_tally.finished
+    assert whole_tally.completion_bytes > 50
