@@ -28,12 +28,12 @@ _OptionalPrice = Annotated[float | None, _Finite]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamTimeouts:
-    """How long a provider may take, in seconds; the reasons stand at the fields of ServingConfig."""
+    """How long a provider may take, in seconds; defaults and reasons stand in ServingConfig."""
 
-    connect_s: float = 10.0
-    first_byte_s: float = 60.0
-    silence_s: float = 30.0
-    total_s: float = 120.0
+    connect_s: float
+    first_byte_s: float
+    silence_s: float
+    total_s: float
 
 
 class UpstreamConfig(BaseModel):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from seqroute_ray.core.errors import ArtefactError, ConfigError
-from seqroute_ray.serving.config import load_artefact, load_config
+from seqroute_ray.serving.config import UpstreamTimeouts, load_artefact, load_config
 
 from .support import random_artefact, settings, trio, write_settings
 
@@ -22,6 +22,7 @@ def test_valid_settings_load_with_their_defaults(tmp_path: Path, valid: dict[str
     assert config.default_budget_usd is None
     assert config.default_max_tokens == 1024
     assert config.upstreams[0].sent_model == "llama-3.1-8b-instruct"
+    assert config.upstream_timeouts == UpstreamTimeouts(connect_s=10, first_byte_s=60, silence_s=30, total_s=120)
     assert load_artefact(config).catalog == trio()
 
 
@@ -41,6 +42,9 @@ BROKEN_FIELDS = [
     ("default_lambda_per_usd", float("inf"), "default_lambda_per_usd: "),
     ("default_max_tokens", 0, "default_max_tokens: "),
     ("upstream_timeout_s", 0, "upstream_timeout_s: "),
+    ("upstream_connect_timeout_s", -1, "upstream_connect_timeout_s: "),
+    ("upstream_first_byte_timeout_s", float("nan"), "upstream_first_byte_timeout_s: "),
+    ("upstream_silence_timeout_s", 0, "upstream_silence_timeout_s: "),
     ("upstreams", [], "upstreams: "),
     ("artefact_dir", None, "artefact_dir: "),
 ]
@@ -61,6 +65,8 @@ BROKEN_UPSTREAMS = [
     ({"base_url": "ftp://127.0.0.1"}, "must be http://HOST/PATH"),
     ({"base_url": "http://"}, "must be http://HOST/PATH"),
     ({"usd_per_m_input": -1}, r"upstreams\.0\.usd_per_m_input: "),
+    ({"usd_per_m_cached_input": -1}, r"upstreams\.0\.usd_per_m_cached_input: "),
+    ({"usd_per_m_reasoning": float("inf")}, r"upstreams\.0\.usd_per_m_reasoning: "),
     ({"key": "secret"}, r"upstreams\.0\.key: Extra inputs"),
     ({"max_tokens_field": "length"}, r"upstreams\.0\.max_tokens_field: "),
     ({"model": "gpt-9"}, "'gpt-9' is not in the policy's catalog; known: llama"),
