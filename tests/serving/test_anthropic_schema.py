@@ -175,7 +175,7 @@ TEXTS = st.text('ab:é{"\n\0', max_size=4)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-    max_leaves=8,
+    max_leaves=5,
 )
 BLOCKS = st.lists(
     st.builds(lambda block, extra: {**block, **extra}, st.sampled_from([text("a"), USE, RESULT]), st.just({}))
