@@ -28,7 +28,7 @@ BOUND_PER_MESSAGE, TYPICAL_PER_MESSAGE = 8, 4  # role, separators
 BOUND_PER_PROMPT = 32  # begin, end, and what a chat template adds by itself, such as the date
 BOUND_FOR_TOOLS = 530  # the longest instruction that a provider adds for tools (Anthropic, to Claude 3 Opus)
 PROMPT_FIELDS = ("tools", "functions", "response_format")  # become part of the prompt
-MAX_COUNTED_CHARACTERS = 1 << 15  # of one text; what follows counts a token a byte: 10 ms is enough
+MAX_COUNTED_CHARACTERS = 1 << 15  # of one text; what follows counts a token a byte: 8 ms of CPU is enough
 MAX_PIECE_BYTES = 256  # a longer piece (base64, a script without spaces) counts a token a byte
 MAX_PIECES, MAX_TEXTS = 50_000, 100_000  # kept; then they are forgotten, and counted anew
 
