@@ -24,6 +24,7 @@ from tokenizers.normalizers import Replace
 
 MARGIN = 1.4  # the hungriest tokenizer measured needs 1.16 times Llama 2's tokens on real questions
 TYPICAL_RATIO = 0.87  # o200k's tokens per token of Llama 2, median over real questions
+MIN_BYTES_PER_TOKEN = 3  # of an answer of which only the bytes are known; prose has 4, one text in seven fewer than 3
 BOUND_PER_MESSAGE, TYPICAL_PER_MESSAGE = 8, 4  # role, separators
 BOUND_PER_PROMPT = 32  # begin, end, and what a chat template adds by itself, such as the date
 BOUND_FOR_TOOLS = 530  # the longest instruction that a provider adds for tools (Anthropic, to Claude 3 Opus)
