@@ -30,6 +30,7 @@ BOUND_PER_PROMPT = 32  # begin, end, and what a chat template adds by itself, su
 BOUND_FOR_TOOLS = 530  # the longest instruction that a provider adds for tools (Anthropic, to Claude 3 Opus)
 PROMPT_FIELDS = ("tools", "functions", "response_format")  # become part of the prompt
 MAX_COUNTED_CHARACTERS = 1 << 15  # of one text; what follows counts a token a byte: 8 ms of CPU is enough
+MAX_PROMPT_CHARACTERS = 1 << 20  # of a whole prompt, likewise: beyond the context of nearly all models
 MAX_PIECE_BYTES = 256  # a longer piece (base64, a script without spaces) counts a token a byte
 MAX_PIECES, MAX_TEXTS = 50_000, 100_000  # kept; then they are forgotten, and counted anew
 
@@ -46,7 +47,11 @@ class PromptTokens:
 
 def estimate(extras: Sequence[str], messages: Sequence[str]) -> PromptTokens:
     """Of a prompt's tools and schemas, and its messages, as texts."""
-    counts = [(len(text.encode()), count(text)) for text in (*extras, *messages)]
+    counts, left = [], MAX_PROMPT_CHARACTERS
+    for text in (*extras, *messages):
+        num_bytes = len(text.encode())
+        counts.append((num_bytes, count(text) if left > 0 else num_bytes))
+        left -= len(text)
     bound = sum(min(num_bytes, math.ceil(MARGIN * tokens)) + BOUND_PER_MESSAGE for num_bytes, tokens in counts)
     return PromptTokens(
         typical=round(sum(TYPICAL_RATIO * tokens + TYPICAL_PER_MESSAGE for _, tokens in counts)),

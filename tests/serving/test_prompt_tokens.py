@@ -13,6 +13,7 @@ from seqroute_ray.serving.prompt_tokens import (
     BOUND_PER_PROMPT,
     MAX_COUNTED_CHARACTERS,
     MAX_PIECE_BYTES,
+    MAX_PROMPT_CHARACTERS,
     content_text,
     count,
     estimate,
@@ -62,6 +63,14 @@ def test_text_without_words_counts_a_token_a_byte() -> None:
 def test_past_the_limit_a_byte_is_a_token() -> None:
     assert count("a " * (MAX_COUNTED_CHARACTERS // 2)) < MAX_COUNTED_CHARACTERS * 0.6
     assert count("a " * (MAX_COUNTED_CHARACTERS // 2) + "é" * 10) - count("a " * (MAX_COUNTED_CHARACTERS // 2)) == 20
+
+
+def test_past_a_whole_prompts_limit_a_byte_is_a_token() -> None:
+    page = "a " * (MAX_COUNTED_CHARACTERS // 2)
+    num_pages = MAX_PROMPT_CHARACTERS // len(page)
+    full, more = estimate([], [page] * num_pages).bound, estimate([], [page] * (num_pages + 1)).bound
+    assert full / num_pages < 0.75 * len(page)
+    assert more - full == len(page) + BOUND_PER_MESSAGE
 
 
 def test_forgetting_changes_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
