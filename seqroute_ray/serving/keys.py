@@ -43,7 +43,7 @@ class KeyConfig(BaseModel):
     default_lambda_per_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # null: the server's
     max_turn_usd: Amount | None = None  # of one turn, unless its request says; null: the server's
     may_set_budget: bool = True  # by the header x-session-budget-usd
-    may_raise_budget: bool = True  # by PATCH /v1/sessions/{id}
+    may_raise_budget: bool = True  # by PUT /v1/sessions/{id}
 
 
 def _each_once(keys: tuple[KeyConfig, ...]) -> tuple[KeyConfig, ...]:
