@@ -29,7 +29,7 @@ from seqroute_ray.serving.ledgers.sqlite_file import pack_doubles
 from seqroute_ray.serving.ledgers.sqlite_rows import account_of, attempt_of
 
 # Gives a session the next number of the decision log. Only one transaction writes, so numbers are committed in order.
-_NEXT_LOG_NUMBER = "log_number = (SELECT coalesce(max(log_number), 0) + 1 FROM accounts)"
+_NEXT = "log_number = (SELECT coalesce(max(log_number), 0) + 1 FROM accounts)"
 
 
 def open_account(db: sqlite3.Connection, session_id: str, change: Change) -> Account:
@@ -150,7 +150,7 @@ def _log_turn(db: sqlite3.Connection, account: Account, attempt: Attempt, turn: 
     summary_sum = summed(account.summary_sum, turn.summary)
     after = replace(account, num_turns=account.num_turns + 1, summary_sum=summary_sum, latest=turn.latest)
     db.execute(
-        f"UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ?, {_NEXT_LOG_NUMBER} WHERE session_id = ?",
+        f"UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ?, {_NEXT} WHERE session_id = ?",  # noqa: S608
         (after.num_turns, pack_doubles(summary_sum), json.dumps(turn.latest), account.session_id),
     )
     row = (turn.decision_id, account.session_id, account.num_turns, attempt.attempt_id, attempt.cost_nusd, turn.owner)
@@ -181,4 +181,4 @@ def add_feedback(db: sqlite3.Connection, feedback: Feedback) -> None:
 
 
 def _number_log(db: sqlite3.Connection, session_id: str) -> None:
-    db.execute(f"UPDATE accounts SET {_NEXT_LOG_NUMBER} WHERE session_id = ?", (session_id,))
+    db.execute(f"UPDATE accounts SET {_NEXT} WHERE session_id = ?", (session_id,))  # noqa: S608
