@@ -1,0 +1,186 @@
+"""Servers as processes that can be killed and started again: replicas on uvicorn, or Ray Serve with all that is its."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+HERE = Path(__file__).parent
+START_TIMEOUT_S = 120.0
+TITLES = {"replica": "ray::ServeReplica", "controller": "ray::ServeController"}  # how the processes call themselves
+
+
+class Server(Protocol):
+    """What a chaos run needs of one."""
+
+    base_urls: list[str]
+
+    def start(self) -> None:
+        """Return when every replica answers."""
+        ...
+
+    def kill(self, what: str, rng: np.random.Generator) -> bool:
+        """SIGKILL one process of a kind; False when none is there now."""
+        ...
+
+    def kill_all(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class UvicornReplicas:
+    """A process and a port each; a killed one is started again at once."""
+
+    def __init__(self, config: Path, ports: list[int], *flags: str) -> None:
+        self.base_urls = [f"http://127.0.0.1:{port}" for port in ports]
+        self._config, self._ports, self._flags = config, ports, flags
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes.values()]
+
+    def start(self) -> None:
+        for port in self._ports:
+            self._spawn(port)
+        for base_url in self.base_urls:
+            wait_until_ready(base_url)
+
+    def kill(self, what: str, rng: np.random.Generator) -> bool:
+        if what != "replica":
+            return False
+        port = int(rng.choice(self._ports))
+        _end(self._processes[port], signal.SIGKILL)
+        self._spawn(port)
+        return True
+
+    def kill_all(self) -> None:
+        self._end_all(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end_all(signal.SIGTERM)
+
+    def _spawn(self, port: int) -> None:
+        command = [sys.executable, str(HERE / "_replica.py"), "--config", str(self._config), "--port", str(port)]
+        self._processes[port] = subprocess.Popen([*command, *self._flags], stdout=subprocess.DEVNULL, env=environment())
+
+    def _end_all(self, how: signal.Signals) -> None:
+        for process in self._processes.values():
+            process.send_signal(how)
+        for process in self._processes.values():
+            process.wait()
+        self._processes.clear()
+
+
+class RayServe:
+    """One cluster with Serve; `timeline` has the numbers of replicas by state, as they changed."""
+
+    def __init__(self, config: Path, port: int, options: dict[str, Any], **env: str) -> None:
+        self.base_urls = [f"http://127.0.0.1:{port}"]
+        self.timeline: list[dict[str, Any]] = []
+        self._config, self._port, self._options, self._env = config, port, options, env
+        self._host: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, str(HERE / "_serve_host.py"), "--config", str(self._config)]
+        command += ["--port", str(self._port), "--options", json.dumps(self._options)]
+        pipe = subprocess.PIPE
+        self._host = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment() | self._env)
+        assert self._host.stdout is not None
+        ready = self._host.stdout.readline()
+        if not ready:
+            raise RuntimeError("Ray Serve did not start; see its errors above")
+        threading.Thread(target=self._read, args=(self._host.stdout,), daemon=True).start()
+        wait_until_ready(self.base_urls[0])
+
+    def kill(self, what: str, rng: np.random.Generator) -> bool:
+        found = self.processes(what)
+        if not found:
+            return False
+        os.kill(found[int(rng.integers(len(found)))], signal.SIGKILL)
+        return True
+
+    def processes(self, what: str) -> list[int]:
+        """Ids of the cluster's processes of a kind."""
+        import psutil  # comes with Ray, after Ray
+
+        found = []
+        for process in self._all():
+            try:
+                if any(word.startswith(TITLES[what]) for word in process.cmdline()[:1]):
+                    found.append(process.pid)
+            except psutil.Error:
+                continue
+        return sorted(found)
+
+    def kill_all(self) -> None:
+        """Everything that belongs to the cluster, the host first: nothing can be restarted by it."""
+        import psutil
+
+        processes = self._all()
+        if self._host is not None:
+            _end(self._host, signal.SIGKILL)
+        for process in processes:
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+        psutil.wait_procs(processes, timeout=20)
+        self._host = None
+
+    def stop(self) -> None:
+        if self._host is None:
+            return
+        processes = self._all()
+        try:
+            self._host.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            self.kill_all()
+        for process in processes:  # none is left, unless Ray forgot one
+            if process.is_running():
+                process.kill()
+        self._host = None
+
+    def _all(self) -> list[Any]:
+        import psutil
+
+        if self._host is None:
+            return []
+        return list(psutil.Process(self._host.pid).children(recursive=True))
+
+    def _read(self, lines: IO[str]) -> None:
+        for line in lines:
+            self.timeline.append(json.loads(line))
+            print(f"replicas {line.strip()}", file=sys.stderr)
+
+
+def environment() -> dict[str, str]:
+    """Of a server: finds this repository first, uses one core for numpy."""
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+
+
+def wait_until_ready(base_url: str) -> None:
+    """Return once GET /readyz is 200. Raises TimeoutError."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        try:
+            with urllib.request.urlopen(f"{base_url}/readyz", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise TimeoutError(f"{base_url}/readyz did not answer in {START_TIMEOUT_S:.0f} s")
+
+
+def _end(process: subprocess.Popen[Any], how: signal.Signals) -> None:
+    process.send_signal(how)
+    process.wait()
