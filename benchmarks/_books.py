@@ -100,7 +100,7 @@ async def compare(
         num_exhausted=sum(each.account.remaining_nusd < _least_nusd(prices) for each in kept.values()),
         provider_calls=len(calls),
         overshoot_nusd=sum(max(0, nusd - sessions[name].budget_nusd) for name, nusd in billed.items()),
-        ledger_overshoot_nusd=sum(max(0, -each.account.remaining_nusd) for each in kept.values()),
+        ledger_overshoot_nusd=sum(max(0, _used_nusd(each) - each.account.budget_nusd) for each in kept.values()),
         wrong_sessions=report.num_wrong_sessions,
         unaccounted_calls=sum(not _is_accounted(attempts.get(call["attempt_id"]), call, prices) for call in calls),
         calls_sent_twice=len(calls) - len({call["attempt_id"] for call in calls}),
@@ -156,6 +156,10 @@ def _is_accounted(attempt: Attempt | None, call: Mapping[str, Any], prices: Pric
 def _num_lost(told: Told, books: Books | None) -> int:
     known = {attempt.decision_id for attempt in books.attempts} if books else set()
     return sum(decision_id not in known for decision_id in told.decisions)
+
+
+def _used_nusd(books: Books) -> int:
+    return books.account.spent_nusd + books.account.reserved_nusd
 
 
 def _spent_nusd(books: Books | None) -> int:

@@ -1,10 +1,12 @@
 """A ledger that looks first and adds after, as gateways do that do not reserve in one step: chaos.py must find it."""
 
+import sqlite3
 import time
 
 from seqroute_ray.core.ledger import Account, Attempt, Change, reserving
 from seqroute_ray.serving.ledgers import sqlite_writes as writes
 from seqroute_ray.serving.ledgers.sqlite import SqliteLedger
+from seqroute_ray.serving.ledgers.sqlite_rows import account_of
 
 
 class CheckThenAddLedger(SqliteLedger):
@@ -20,13 +22,13 @@ class CheckThenAddLedger(SqliteLedger):
             lease_until_s=time.time() + lease_s,
         )
 
-        def add(db: writes.sqlite3.Connection) -> Account:
+        def add(db: sqlite3.Connection) -> Account:
             db.execute(
                 "INSERT INTO attempts (attempt_id, session_id, model, amount_nusd, lease_until_s, state) "
                 "VALUES (?, ?, ?, ?, ?, 'reserved')",
                 (attempt_id, session_id, model, amount_nusd, attempt.lease_until_s),
             )
-            account = writes.account_of(db, session_id)
+            account = account_of(db, session_id)
             return writes._book(db, account, "reserve", attempt_id, Change(reserved_nusd=amount_nusd))
 
         return await self._writer.run(add)

@@ -22,7 +22,7 @@ def main(settings: Settings) -> None:
     if settings.check_then_add:
         from _broken_ledger import CheckThenAddLedger
 
-        factory.SqliteLedger = CheckThenAddLedger  # type: ignore[misc]
+        vars(factory)["SqliteLedger"] = CheckThenAddLedger
     uvicorn.run(make_api(load_config(settings.config)), host="127.0.0.1", port=settings.port, log_level="error")
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -106,35 +107,19 @@ class RayServe:
         found = self.processes(what)
         if not found:
             return False
-        os.kill(found[int(rng.integers(len(found)))], signal.SIGKILL)
+        _kill([found[int(rng.integers(len(found)))]])
         return True
 
     def processes(self, what: str) -> list[int]:
         """Ids of the cluster's processes of a kind."""
-        import psutil  # comes with Ray, after Ray
-
-        found = []
-        for process in self._all():
-            try:
-                if any(word.startswith(TITLES[what]) for word in process.cmdline()[:1]):
-                    found.append(process.pid)
-            except psutil.Error:
-                continue
-        return sorted(found)
+        return sorted(pid for pid in self._all() if title(pid).startswith(TITLES[what]))
 
     def kill_all(self) -> None:
         """Everything that belongs to the cluster, the host first: nothing can be restarted by it."""
-        import psutil
-
         processes = self._all()
         if self._host is not None:
             _end(self._host, signal.SIGKILL)
-        for process in processes:
-            try:
-                process.kill()
-            except psutil.Error:
-                continue
-        psutil.wait_procs(processes, timeout=20)
+        _kill(processes)
         self._host = None
 
     def stop(self) -> None:
@@ -145,17 +130,11 @@ class RayServe:
             self._host.communicate(timeout=90)
         except subprocess.TimeoutExpired:
             self.kill_all()
-        for process in processes:  # none is left, unless Ray forgot one
-            if process.is_running():
-                process.kill()
+        _kill([pid for pid in processes if title(pid)])  # none is left, unless Ray forgot one
         self._host = None
 
-    def _all(self) -> list[Any]:
-        import psutil
-
-        if self._host is None:
-            return []
-        return list(psutil.Process(self._host.pid).children(recursive=True))
+    def _all(self) -> list[int]:
+        return descendants(self._host.pid) if self._host else []
 
     def _read(self, lines: IO[str]) -> None:
         for line in lines:
@@ -179,6 +158,35 @@ def wait_until_ready(base_url: str) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
     raise TimeoutError(f"{base_url}/readyz did not answer in {START_TIMEOUT_S:.0f} s")
+
+
+def descendants(pid: int) -> list[int]:
+    """Ids of all processes that a process has started, at whatever remove. Linux only."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended meanwhile
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for each in found:  # grows
+        found += children.get(each, [])
+    return found[1:]
+
+
+def title(pid: int) -> str:
+    """As the process calls itself; "" when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[Any], how: signal.Signals) -> None:

@@ -5,7 +5,6 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 import numpy as np
@@ -139,16 +138,16 @@ class Traffic:
         if response.status != 200:
             await self._refused(told, response.status, raw)
             return None
-        said = said_in(raw, stream)
-        if said is None:
+        if stream and not raw.endswith(DONE):
             self.outcomes["broken_stream"] += 1
             return None
         self.outcomes["200"] += 1
+        decision_id = response.headers["x-seqroute-decision"]
         if not repeats:
             self.latency_s.append(time.monotonic() - begun_s)
-            told.cost_nusd += round(said["cost_usd"] * 1e9)
-            told.decisions.append(said["decision_id"])
-        return str(said["decision_id"])
+            told.cost_nusd += told_nusd(raw, stream)
+            told.decisions.append(decision_id)
+        return decision_id
 
     async def _refused(self, told: Told, status: int, raw: bytes) -> None:
         self.outcomes[str(status)] += 1
@@ -162,15 +161,11 @@ class Traffic:
         await asyncio.sleep(PAUSE_S)
 
 
-def said_in(raw: bytes, stream: bool) -> dict[str, Any] | None:
-    """What the answer says about itself; None where a stream did not come to its end."""
-    if not stream:
-        said: dict[str, Any] = json.loads(raw)["seqroute"]
-        return said
-    if not raw.endswith(DONE):
-        return None
-    for event in reversed(raw.split(b"\n\n")):
-        if b'"seqroute"' in event:
-            said = json.loads(event.removeprefix(b"data: "))["seqroute"]
-            return said
-    return {"decision_id": "", "cost_usd": 0.0}
+def told_nusd(raw: bytes, stream: bool) -> int:
+    """The cost that an answer names; a stream without usage names none."""
+    events = reversed(raw.split(b"\n\n")) if stream else [raw]
+    event = next((each for each in events if b'"seqroute"' in each), None)
+    if event is None:
+        return 0
+    cost_usd: float = json.loads(event.removeprefix(b"data: "))["seqroute"]["cost_usd"]
+    return round(cost_usd * 1e9)

@@ -111,9 +111,9 @@ class Bench:
         )
 
     async def set_faults(self, rates: dict[str, float]) -> None:
-        async with aiohttp.ClientSession() as http:
-            async with http.put(self.provider_url.removesuffix("/v1") + "/faults", json=rates) as response:
-                response.raise_for_status()
+        url = self.provider_url.removesuffix("/v1") + "/faults"
+        async with aiohttp.ClientSession(raise_for_status=True) as http, http.put(url, json=rates):
+            pass
 
     async def calm(self, name: str, stream_share: float) -> dict[str, Any]:
         seconds = 2.0 if self.chosen.quick else self.chosen.calm_s
@@ -252,7 +252,7 @@ async def run_store(bench: Bench, store: str) -> list[dict[str, Any]]:
     chosen, name = bench.chosen, f"{store}/{bench.chosen.kind}"
     reports = [await bench.calm(f"{name}/whole", 0.0), await bench.calm(f"{name}/stream", 1.0)]
     await bench.set_faults(FAULTS)
-    traffic = bench.traffic(f"{name}/kills", 0.5, hang_up_share=0.03, key_share=0.1)
+    traffic = bench.traffic(f"{name}/kills", 0.5, hang_up_share=0.05, key_share=0.1)
     kill_s = 5.0 if chosen.quick else chosen.kill_s
     reports.append(await bench.measure(f"{name}/kills", traffic, kill_s, with_kills=True))
     return [*reports, await bench.triple()]
@@ -272,9 +272,8 @@ def main(chosen: Settings) -> int:
             if not {"overshoot_nusd", "ledger_overshoot_nusd"} <= set(found["broken"]):
                 broken.append("check-then-add was not found out")
     seconds = round(time.monotonic() - begun_s)
-    print(
-        json.dumps({"broken": broken, "phases": reports, "seed": chosen.seed, "machine": machine(), "wall_s": seconds})
-    )
+    settled = {"seed": chosen.seed, "machine": machine(), "wall_s": seconds}
+    print(json.dumps({"broken": broken, "phases": reports, **settled}))
     return 1 if broken else 0
 
 

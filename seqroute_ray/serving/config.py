@@ -111,8 +111,8 @@ class ServingConfig(BaseModel):
     breaker: BreakerConfig = BreakerConfig()
     reaper: ReaperConfig = ReaperConfig()
     upstream_timeout_s: float = Field(default=120.0, gt=0, le=3600)  # of one whole provider call
-    # Of a reservation above the longest call, so that no running attempt is taken for an orphan: clocks of nodes differ,
-    # and a ledger may be away for seconds. The money of a killed replica's calls is held so long.
+    # Of a reservation above the longest call, so that no running attempt is taken for an orphan: clocks of nodes
+    # differ, and a ledger may be away for seconds. The money of a killed replica's calls is held so long.
     lease_margin_s: float = Field(default=60.0, ge=1, le=3600)
     # Name, TCP and TLS: a provider that is up takes under a second, and a call that did not begin costs nothing.
     upstream_connect_timeout_s: float = Field(default=10.0, gt=0, le=3600)
