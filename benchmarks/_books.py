@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from seqroute_ray.serving.ledgers.audit import audit
 from seqroute_ray.serving.ledgers.factory import open_ledger
 from seqroute_ray.serving.pricing import Pricing
 from seqroute_ray.serving.usage import Usage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,8 @@ async def compare(
         if attempt is not None:
             billed[attempt.session_id] += billed_nusd(call, prices)
             short_nusd.append(billed_nusd(call, prices) - attempt.cost_nusd)
+            if short_nusd[-1] > 0:
+                logger.warning("undercharged_nusd=%d call=%s attempt=%s", short_nusd[-1], call, attempt)
     states = Counter(attempt.state for attempt in attempts.values())
     return Compared(
         num_sessions=len(told),

@@ -138,8 +138,9 @@ class RayServe:
 
     def _read(self, lines: IO[str]) -> None:
         for line in lines:
-            self.timeline.append(json.loads(line))
-            print(f"replicas {line.strip()}", file=sys.stderr)
+            if line.startswith("{"):  # else it is Ray's
+                self.timeline.append(json.loads(line))
+            print(line.strip(), file=sys.stderr)
 
 
 def environment() -> dict[str, str]:

@@ -53,6 +53,7 @@ class Traffic:
     max_wait_s: float = 0.0  # a client's pause between requests is drawn up to this
     sessions: list[Told] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)  # statuses, and names of failures
+    samples: dict[str,int] = field(default_factory=dict)
     num_requests: int = 0
     num_repeated_differently: int = 0  # a key whose second answer was of another decision
     latency_s: list[float] = field(default_factory=list)  # of answers
@@ -151,6 +152,8 @@ class Traffic:
 
     async def _refused(self, told: Told, status: int, raw: bytes) -> None:
         self.outcomes[str(status)] += 1
+        self.samples.setdefault(f"{status} {raw[:160].decode(errors='replace')}", 0)
+        self.samples[f"{status} {raw[:160].decode(errors='replace')}"] += 1
         if status == 402:
             told.num_refused += 1
             is_spent = json.loads(raw)["error"]["reserved_usd"] == 0

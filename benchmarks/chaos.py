@@ -144,6 +144,7 @@ class Bench:
         }
         report["broken"] += broken_otherwise(report, with_kills)
         say(report)
+        say({k: v for k, v in traffic.samples.items() if not k.startswith('402')})
         return report
 
     async def kill_at_random(self, seconds: float) -> None:
