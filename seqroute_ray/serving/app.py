@@ -1,6 +1,7 @@
 """The Ray Serve application: one deployment that holds the HTTP endpoints, policy, ledger and upstream client."""
 
 # No `from __future__ import annotations` here: it would silently disable Serve's validation of ServeArgs.
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from seqroute_ray.serving.config import PolicySettings, ServingConfig, load_conf
 from seqroute_ray.serving.exposure import check_exposure
 from seqroute_ray.serving.loading import load_policies
 from seqroute_ray.serving.metrics import Metrics, RayBackend
+from seqroute_ray.serving.serve import SHUTDOWN_MARGIN_S
 
 MAX_ONGOING_REQUESTS = 1000  # a turn waits for its provider, not for a CPU; Serve's default is 5
-SHUTDOWN_MARGIN_S = 30.0  # above the longest call: a replica that goes finishes its paid turns
 
 
 class ServeArgs(BaseModel):
@@ -32,6 +33,7 @@ class SeqRoute:
     """A replica; it keeps no state of its own."""
 
     def __init__(self, config: ServingConfig) -> None:
+        _log_to_stderr()
         self._api = make_api(config, Metrics(RayBackend()))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -40,6 +42,17 @@ class SeqRoute:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Swap policies; `user_config` is a PolicySettings. Raises ConfigError, ArtefactError: the old ones stay."""
         await self._api.state.service.swap(policy_settings(user_config).absolute())
+
+
+def _log_to_stderr() -> None:
+    """A replica's log lines, the access log among them, go where Ray collects its workers' output."""
+    package = logging.getLogger("seqroute_ray")
+    if not package.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+        package.propagate = False
 
 
 def policy_settings(user_config: dict[str, Any]) -> PolicySettings:

@@ -10,6 +10,7 @@ import time
 import uuid
 from typing import Any
 
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -58,7 +59,7 @@ class Edge:
         self._metrics.add("answers", route=route, status=str(status))
         if access_logger.isEnabledFor(logging.INFO):
             line = {"request_id": request_id.decode(), "method": scope["method"], "route": route, "status": status}
-            access_logger.info("%s", json.dumps({**line, "seconds": round(seconds, 6), **notes}))
+            access_logger.info("%s", to_json({**line, "seconds": round(seconds, 6), **notes}).decode())
 
 
 def note(request: Request, **fields: Any) -> None:

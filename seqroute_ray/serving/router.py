@@ -6,7 +6,7 @@ BudgetExhaustedError, which a raised budget resumes.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,11 @@ class Decision:
 
     def to_json(self) -> dict[str, Any]:
         """What an answer says about itself; money in USD."""
-        fields = asdict(self)
-        del fields["summary"]
-        fields["reserve_usd"] = fields.pop("reserve_nusd") / 1e9
-        return fields
+        shown = {name: getattr(self, name) for name in _SHOWN}  # not asdict, which copies every number
+        return shown | {"reserve_usd": self.reserve_nusd / 1e9}
+
+
+_SHOWN = tuple(entry.name for entry in fields(Decision) if entry.name not in ("summary", "reserve_nusd"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

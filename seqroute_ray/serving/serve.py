@@ -1,7 +1,7 @@
-"""Run the server: checks first, then Ray, then Serve; as a context manager or until interrupted."""
+"""Run the server: checks first, then Ray and Serve, or uvicorn alone; as a context manager or until interrupted."""
 
-import json
 import logging
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from seqroute_ray.core.errors import ConfigError
@@ -18,6 +19,7 @@ from seqroute_ray.serving.exposure import check_exposure
 from seqroute_ray.serving.loading import load_policies
 
 APP_NAME = "seqroute"
+SHUTDOWN_MARGIN_S = 30.0  # above the longest call: a server that goes finishes its paid turns
 READY_TIMEOUT_S = 120.0
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class ServeConfig:
     config: Path  # the ServingConfig YAML
     host: str = "127.0.0.1"  # another one opens it to the network, which needs API keys
     port: int = 8000
+    server: Literal["ray", "uvicorn"] = "ray"  # Ray Serve, which scales out; or this process alone, without Ray
     replay_upstream: bool = False  # also run the stand-in for the providers, where the YAML's base_url points to
 
     def __post_init__(self) -> None:
@@ -38,7 +41,11 @@ class ServeConfig:
 
 
 def serve_forever(config: ServeConfig) -> None:
-    """Serve until interrupted. Raises ConfigError or ArtefactError before Ray starts."""
+    """Serve until interrupted. Raises ConfigError or ArtefactError before anything starts."""
+    if config.server == "uvicorn":
+        _serve_alone(config)
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop like Ctrl-C: Serve's replicas end their turns
     with running_server(config) as base_url:
         logger.info("serving base_url=%s/v1 stop=ctrl-c", base_url)
         try:
@@ -46,6 +53,29 @@ def serve_forever(config: ServeConfig) -> None:
                 time.sleep(3600)
         except KeyboardInterrupt:
             logger.info("stopping")
+
+
+def _serve_alone(config: ServeConfig) -> None:
+    """The same application in this process, until interrupted; then its paid turns end first."""
+    import uvicorn
+
+    from seqroute_ray.serving.api import make_api
+
+    serving = load_config(config.config)
+    check_exposure(serving, config.host)
+    with _replay(config, serving):
+        app = make_api(serving)
+        logger.info("serving base_url=http://%s:%d/v1 stop=ctrl-c", config.host, config.port)
+        patience_s = round(serving.upstream_timeout_s + SHUTDOWN_MARGIN_S)
+        uvicorn.run(
+            app,
+            host=config.host,
+            port=config.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=patience_s,
+        )
 
 
 @contextmanager
@@ -68,7 +98,7 @@ def running_server(config: ServeConfig) -> Iterator[str]:
             stack.callback(serve.shutdown)
         serve.run(build_app(ServeArgs(config=str(config.config))), name=APP_NAME, route_prefix="/")
         base_url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"  # noqa: S104
-        _wait_until_healthy(base_url)
+        _wait_until_ready(base_url)
         yield base_url
 
 
@@ -87,15 +117,14 @@ def _replay(config: ServeConfig, serving: ServingConfig) -> AbstractContextManag
     return running_replay_upstream(address.port)
 
 
-def _wait_until_healthy(base_url: str) -> None:
-    """Return once GET /healthz is 200. Raises TimeoutError."""
+def _wait_until_ready(base_url: str) -> None:
+    """Return once GET /readyz is 200. Raises TimeoutError."""
     deadline_s = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline_s:
         try:
-            with urllib.request.urlopen(f"{base_url}/healthz", timeout=5) as response:  # noqa: S310 - our own address
-                health = json.load(response)
-            logger.info("ready policy_version=%s", health["policy_version"])
+            with urllib.request.urlopen(f"{base_url}/readyz", timeout=5) as response:  # noqa: S310 - our own address
+                response.read()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise TimeoutError(f"{base_url}/healthz did not answer in {READY_TIMEOUT_S:.0f} s")
+    raise TimeoutError(f"{base_url}/readyz did not answer in {READY_TIMEOUT_S:.0f} s")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,7 +120,8 @@ def _record(started: Started, tally: Tally, paid: Paid) -> TurnRecord:
         "task_type": ask.knobs.task_type,
         "prompt_tokens": usage.prompt_tokens if usage else None,
         "completion_tokens": usage.completion_tokens if usage else None,
-        "usage": asdict(usage) if usage else None,
+        "cached_prompt_tokens": usage.cached_prompt_tokens if usage else None,
+        "reasoning_tokens": usage.reasoning_tokens if usage else None,
         "finished": tally.finished,
         "cost_nusd": paid.cost_nusd,
         "failed_attempts": list(started.failures),

@@ -5,7 +5,9 @@ PRAGMA user_version is the schema's number; 0 with a table `accounts` is the sch
 
 import json
 import sqlite3
+import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from seqroute_ray.core.errors import ConfigError
@@ -21,7 +23,7 @@ _SCHEMA = (
         reserved_nusd INTEGER NOT NULL DEFAULT 0,
         overshoot_nusd INTEGER NOT NULL DEFAULT 0,
         num_turns INTEGER NOT NULL DEFAULT 0,
-        summary_sum TEXT NOT NULL DEFAULT '[]', -- JSON
+        summary_sum BLOB NOT NULL DEFAULT x'', -- float64, little-endian
         latest TEXT NOT NULL DEFAULT '{}', -- JSON
         closed INTEGER NOT NULL DEFAULT 0,
         log_number INTEGER -- of the last change of the session's decision log; null: none
@@ -115,6 +117,14 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     return db
 
 
+def pack_doubles(numbers: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+def unpack_doubles(packed: bytes) -> tuple[float, ...]:
+    return struct.unpack(f"<{len(packed) // 8}d", packed)
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
 
@@ -174,7 +184,7 @@ def _take_over(db: sqlite3.Connection) -> None:
         db.execute(
             "INSERT INTO accounts (session_id, budget_nusd, spent_nusd, reserved_nusd, overshoot_nusd, num_turns, "
             "summary_sum) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (session_id, *counters, remembered.get("num_turns", 0), json.dumps(remembered.get("summary_sum", []))),
+            (session_id, *counters, remembered.get("num_turns", 0), pack_doubles(remembered.get("summary_sum", []))),
         )
         db.execute(
             "INSERT INTO entries (session_id, kind, attempt_id, budget_nusd, spent_nusd, reserved_nusd, "

@@ -19,6 +19,7 @@ from seqroute_ray.core.ledger import (
     unknown_session,
 )
 from seqroute_ray.serving.ledgers.records import StoredTurn, full_record
+from seqroute_ray.serving.ledgers.sqlite_file import unpack_doubles
 
 _ACCOUNT = (
     "SELECT session_id, budget_nusd, spent_nusd, reserved_nusd, overshoot_nusd, num_turns, summary_sum, latest, closed "
@@ -51,7 +52,7 @@ def account_of(db: sqlite3.Connection, session_id: str) -> Account:
         reserved_nusd=reserved_nusd,
         overshoot_nusd=overshoot_nusd,
         num_turns=num_turns,
-        summary_sum=tuple(json.loads(summary_sum)),
+        summary_sum=unpack_doubles(summary_sum),
         latest=json.loads(latest),
         closed=bool(closed),
     )

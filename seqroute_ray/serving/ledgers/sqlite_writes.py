@@ -1,9 +1,10 @@
 """What the SQLite ledger writes: each function is one operation inside a transaction, by the rules of core.ledger."""
 
-import json
 import sqlite3
 import time
 from dataclasses import replace
+
+from pydantic_core import to_json
 
 from seqroute_ray.core.ledger import (
     NO_CHANGE,
@@ -25,7 +26,11 @@ from seqroute_ray.core.ledger import (
     unknown_target,
     used_decision,
 )
+from seqroute_ray.serving.ledgers.sqlite_file import pack_doubles
 from seqroute_ray.serving.ledgers.sqlite_rows import account_of, attempt_of
+
+# Gives a session the next number of the decision log. Only one transaction writes, so numbers are committed in order.
+_NEXT_LOG_NUMBER = "log_number = (SELECT coalesce(max(log_number), 0) + 1 FROM accounts)"
 
 
 def open_account(db: sqlite3.Connection, session_id: str, change: Change) -> Account:
@@ -112,12 +117,16 @@ def _book(db: sqlite3.Connection, account: Account, kind: str, attempt_id: str, 
     """The account after the change, which its row and the journal get; what changes nothing is not written."""
     if change == NO_CHANGE and kind in ("raise", "correct"):
         return account
-    after = replace(
-        account,
+    after = Account(  # not `replace`, which takes as long as a statement
+        session_id=account.session_id,
         budget_nusd=account.budget_nusd + change.budget_nusd,
         spent_nusd=account.spent_nusd + change.spent_nusd,
         reserved_nusd=account.reserved_nusd + change.reserved_nusd,
         overshoot_nusd=account.overshoot_nusd + change.overshoot_nusd,
+        num_turns=account.num_turns,
+        summary_sum=account.summary_sum,
+        latest=account.latest,
+        closed=account.closed,
     )
     db.execute(
         "UPDATE accounts SET budget_nusd = ?, spent_nusd = ?, reserved_nusd = ?, overshoot_nusd = ? "
@@ -142,19 +151,18 @@ def _log_turn(db: sqlite3.Connection, account: Account, attempt: Attempt, turn: 
     summary_sum = summed(account.summary_sum, turn.summary)
     after = replace(account, num_turns=account.num_turns + 1, summary_sum=summary_sum, latest=turn.latest)
     db.execute(
-        "UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ? WHERE session_id = ?",
-        (after.num_turns, json.dumps(summary_sum), json.dumps(turn.latest), account.session_id),
+        f"UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ?, {_NEXT_LOG_NUMBER} WHERE session_id = ?",
+        (after.num_turns, pack_doubles(summary_sum), to_json(turn.latest).decode(), account.session_id),
     )
     row = (turn.decision_id, account.session_id, account.num_turns, attempt.attempt_id, attempt.cost_nusd, turn.owner)
     try:
         db.execute(
             "INSERT INTO decisions (decision_id, session_id, turn, attempt_id, settled_nusd, owner, at_s, record, "
             "embedding) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*row, time.time(), json.dumps(turn.record), turn.embedding),
+            (*row, time.time(), to_json(turn.record).decode(), turn.embedding),
         )
     except sqlite3.IntegrityError as error:
         raise used_decision(turn.decision_id) from error
-    _number_log(db, account.session_id)
     return after
 
 
@@ -174,8 +182,4 @@ def add_feedback(db: sqlite3.Connection, feedback: Feedback) -> None:
 
 
 def _number_log(db: sqlite3.Connection, session_id: str) -> None:
-    """Give the session the next number of the decision log; only one writer is at it, so numbers come in order."""
-    db.execute(
-        "UPDATE accounts SET log_number = (SELECT coalesce(max(log_number), 0) + 1 FROM accounts) WHERE session_id = ?",
-        (session_id,),
-    )
+    db.execute(f"UPDATE accounts SET {_NEXT_LOG_NUMBER} WHERE session_id = ?", (session_id,))
