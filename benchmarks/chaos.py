@@ -58,6 +58,7 @@ TIMEOUTS = {
     "lease_margin_s": 2.0,
     "reaper": {"interval_s": 1.0},
 }
+MAX_TOKENS = 400  # with kills and hang-ups: more than what is charged unseen
 LEASES_S = 20.0  # within which every lease has run out and the reaper has come
 MIN_EXHAUSTED = 0.3  # of the sessions of a phase with kills
 
@@ -227,7 +228,7 @@ def running_bench(chosen: Settings, store: str, folder: Path, kind: str, *flags:
     folder.mkdir()
     calls_log, rng = folder / "calls.jsonl", np.random.default_rng(chosen.seed)
     with ExitStack() as stack:
-        provider_flags = ("--seed", str(chosen.seed), "--delay-s", "0.02", "--chunk-delay-s", "0.005")
+        provider_flags = ("--seed", str(chosen.seed), "--delay-s", "0.02", "--chunk-delay-s", "0.02")
         url = stack.enter_context(running_fake_provider("--calls-log", str(calls_log), *provider_flags))
         calls_log.touch()
         fields = settings(folder, random_artefact(trio(), seed=chosen.seed), url) | TIMEOUTS
@@ -253,7 +254,7 @@ async def run_store(bench: Bench, store: str) -> list[dict[str, Any]]:
     chosen, name = bench.chosen, f"{store}/{bench.chosen.kind}"
     reports = [await bench.calm(f"{name}/whole", 0.0), await bench.calm(f"{name}/stream", 1.0)]
     await bench.set_faults(FAULTS)
-    traffic = bench.traffic(f"{name}/kills", 0.5, hang_up_share=0.05, key_share=0.1)
+    traffic = bench.traffic(f"{name}/kills", 0.5, hang_up_share=0.05, key_share=0.1, max_tokens=MAX_TOKENS)
     kill_s = 5.0 if chosen.quick else chosen.kill_s
     reports.append(await bench.measure(f"{name}/kills", traffic, kill_s, with_kills=True))
     return [*reports, await bench.triple()]

@@ -121,6 +121,9 @@ class ServingConfig(BaseModel):
     upstream_first_byte_timeout_s: float = Field(default=60.0, gt=0, le=3600)
     # Of a stream, between two receptions: a model that speaks says something every second; a dead one holds money.
     upstream_silence_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    # Of a stream that breaks off, charged beside what was seen: a provider generates, and bills, on until it notices;
+    # a fast one makes 400 tokens a second. For providers that go on to the end: the most that an answer may have.
+    unseen_stream_tokens: int = Field(default=256, ge=0)
     upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1)
 
     @property

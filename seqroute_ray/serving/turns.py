@@ -45,7 +45,7 @@ class TurnService:
         self._lease_s = config.upstream_timeout_s + config.lease_margin_s
         self._upstream = UpstreamClient(config.upstreams, config.upstream_timeouts)
         self.attempts = Attempts(config, self._upstream, metrics)
-        self._settling = Settling(metrics, self._lease_s)
+        self._settling = Settling(metrics, self._lease_s, config.unseen_stream_tokens)
         self._running: set[asyncio.Task[Any]] = set()
         self._opened = AsyncExitStack()
 
