@@ -11,7 +11,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -28,7 +27,6 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    begun_s = time.monotonic()
     with ray_session():
         from ray import serve
 
@@ -38,12 +36,12 @@ def main(settings: Settings) -> None:
         application = build_app(ServeArgs(config=str(settings.config)))
         application._bound_deployment = application._bound_deployment.options(**json.loads(settings.options))
         serve.run(application, name="seqroute", route_prefix="/")
-        tell(begun_s, ready=True)
-        threading.Thread(target=watch, args=(begun_s,), daemon=True).start()
+        print(json.dumps({"ready": True}), flush=True)
+        threading.Thread(target=watch, daemon=True).start()
         sys.stdin.read()
 
 
-def watch(begun_s: float) -> None:
+def watch() -> None:
     from ray import serve
 
     before: dict[str, int] = {}
@@ -54,13 +52,9 @@ def watch(begun_s: float) -> None:
         except Exception as error:  # the controller may be dead for a while
             now = {type(error).__name__: 1}
         if now != before:
-            tell(begun_s, replicas=now)
+            print(json.dumps({"replicas": now}), flush=True)
         before = now
         time.sleep(POLL_S)
-
-
-def tell(begun_s: float, **fields: Any) -> None:
-    print(json.dumps({"at_s": round(time.monotonic() - begun_s, 2), **fields}), flush=True)
 
 
 if __name__ == "__main__":

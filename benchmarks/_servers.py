@@ -90,6 +90,11 @@ class RayServe:
         self.timeline: list[dict[str, Any]] = []
         self._config, self._port, self._options, self._env = config, port, options, env
         self._host: subprocess.Popen[str] | None = None
+        self._begun_s = time.monotonic()
+
+    def now_s(self) -> float:
+        """On the timeline's clock."""
+        return round(time.monotonic() - self._begun_s, 2)
 
     def start(self) -> None:
         command = [sys.executable, str(HERE / "_serve_host.py"), "--config", str(self._config)]
@@ -139,7 +144,7 @@ class RayServe:
     def _read(self, lines: IO[str]) -> None:
         for line in lines:
             if line.startswith("{"):  # else it is Ray's
-                self.timeline.append(json.loads(line))
+                self.timeline.append({"at_s": self.now_s(), **json.loads(line)})
             print(line.strip(), file=sys.stderr)
 
 

@@ -20,7 +20,6 @@ QUESTIONS = (
 MAX_REFUSALS = 64  # of a session, while money of killed calls is held in it; then clients turn to another one
 PAUSE_S = 0.05  # after a refusal or a failure
 RETRIES = 3  # of a failed request that has an idempotency key
-NO_ANSWER_S = 30.0
 
 
 @dataclass
@@ -50,20 +49,24 @@ class Traffic:
     key_share: float = 0.0  # of requests that have an idempotency key: these are repeated when they fail
     headers: dict[str, str] = field(default_factory=dict)
     max_sessions: int | None = None
-    max_wait_s: float = 0.0  # a client's pause between requests is drawn up to this
+    no_answer_s: float = 30.0
     sessions: list[Told] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)  # statuses, and names of failures
-    samples: dict[str,int] = field(default_factory=dict)
+    samples: dict[str, str] = field(default_factory=dict)  # by status, the first error's body
     num_requests: int = 0
     num_repeated_differently: int = 0  # a key whose second answer was of another decision
     latency_s: list[float] = field(default_factory=list)  # of answers
 
     async def run(self, seconds: float) -> None:
         self._live = [self._open() for _ in range(self.num_live)]
-        until_s = time.monotonic() + seconds
-        timeout = aiohttp.ClientTimeout(total=NO_ANSWER_S)
+        self._until_s = time.monotonic() + seconds
+        timeout = aiohttp.ClientTimeout(total=self.no_answer_s)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
-            await asyncio.gather(*(self._client(http, number, until_s) for number in range(self.num_clients)))
+            await asyncio.gather(*(self._client(http, number) for number in range(self.num_clients)))
+
+    def stop(self) -> None:
+        """No more turns; those that run end."""
+        self._until_s = 0.0
 
     @property
     def errors(self) -> dict[str, int]:
@@ -77,14 +80,10 @@ class Traffic:
         self.sessions.append(told)
         return told
 
-    async def _client(self, http: aiohttp.ClientSession, number: int, until_s: float) -> None:
+    async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
         base_url = self.base_urls[number % len(self.base_urls)]
-        while time.monotonic() < until_s:
-            if not self._live:
-                return
+        while time.monotonic() < self._until_s and self._live:
             await self._turn(http, base_url, self._live[int(self.rng.integers(len(self._live)))])
-            if self.max_wait_s:
-                await asyncio.sleep(self.rng.uniform(0, self.max_wait_s))
 
     async def _turn(self, http: aiohttp.ClientSession, base_url: str, told: Told) -> None:
         """One turn; with a key, until it is answered, and then once more for the stored answer."""
@@ -152,8 +151,8 @@ class Traffic:
 
     async def _refused(self, told: Told, status: int, raw: bytes) -> None:
         self.outcomes[str(status)] += 1
-        self.samples.setdefault(f"{status} {raw[:160].decode(errors='replace')}", 0)
-        self.samples[f"{status} {raw[:160].decode(errors='replace')}"] += 1
+        if status != 402:
+            self.samples.setdefault(str(status), raw[:300].decode(errors="replace"))
         if status == 402:
             told.num_refused += 1
             is_spent = json.loads(raw)["error"]["reserved_usd"] == 0
