@@ -111,6 +111,9 @@ class ServingConfig(BaseModel):
     breaker: BreakerConfig = BreakerConfig()
     reaper: ReaperConfig = ReaperConfig()
     upstream_timeout_s: float = Field(default=120.0, gt=0, le=3600)  # of one whole provider call
+    # Of a reservation above the longest call, so that no running attempt is taken for an orphan: clocks of nodes
+    # differ, and a ledger may be away for seconds. The money of a killed replica's calls is held so long.
+    lease_margin_s: float = Field(default=60.0, ge=1, le=3600)
     # Name, TCP and TLS: a provider that is up takes under a second, and a call that did not begin costs nothing.
     upstream_connect_timeout_s: float = Field(default=10.0, gt=0, le=3600)
     # Of a stream, from the request to its first event. Long: a model may think before it speaks, and what it thought
@@ -118,6 +121,9 @@ class ServingConfig(BaseModel):
     upstream_first_byte_timeout_s: float = Field(default=60.0, gt=0, le=3600)
     # Of a stream, between two receptions: a model that speaks says something every second; a dead one holds money.
     upstream_silence_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    # Of a stream that breaks off, charged beside what was seen: a provider generates, and bills, on until it notices;
+    # a fast one makes 400 tokens a second. For providers that go on to the end: the most that an answer may have.
+    unseen_stream_tokens: int = Field(default=256, ge=0)
     upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1)
 
     @property

@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 class Settling:
     """Charges answered attempts. `close` waits for those that are late."""
 
-    def __init__(self, metrics: Metrics, patience_s: float) -> None:
+    def __init__(self, metrics: Metrics, patience_s: float, unseen_stream_tokens: int) -> None:
         self._metrics, self._patience_s = metrics, patience_s
+        self._unseen_tokens = unseen_stream_tokens
         self._late: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -51,15 +52,18 @@ class Settling:
         )
 
     def cost_nusd(self, started: Started, tally: Tally) -> int:
-        """By the provider's usage; by what was seen where a stream broke off; the whole reservation where neither."""
+        """By the provider's usage; by what was seen, and what may be unseen, where a stream broke off; the whole
+        reservation where neither is known.
+        """
         decision = started.decision
         pricing = started.chosen.router.pricing[decision.action]
         if tally.usage is not None:
             return pricing.cost_nusd(tally.usage)
         if not tally.finished:
-            tokens_seen = min(decision.max_tokens, -(-tally.completion_bytes // MIN_BYTES_PER_TOKEN))
+            tokens_seen = -(-tally.completion_bytes // MIN_BYTES_PER_TOKEN)
+            num_tokens = min(decision.max_tokens, tokens_seen + self._unseen_tokens)
             return min(
-                pricing.worst_case_nusd(started.ask.request.prompt_tokens_bound, tokens_seen), decision.reserve_nusd
+                pricing.worst_case_nusd(started.ask.request.prompt_tokens_bound, num_tokens), decision.reserve_nusd
             )
         logger.warning("usage_missing model=%s charged_usd=%.9f", decision.model, decision.reserve_nusd / 1e9)
         return decision.reserve_nusd

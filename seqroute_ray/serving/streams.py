@@ -1,9 +1,10 @@
 """A streamed answer on its way to the client: relayed chunk by chunk, charged at its end, whatever the end is.
 
 whole       the provider finished: charged by its usage
-broken off  by the provider: an error event to the client; what was seen is charged
-dropped     by the client: the provider's connection is closed and what was seen is charged. With an idempotency key
-            the answer is read to its end and kept: the client will ask for it again, and pays once.
+broken off  by the provider: an error event to the client; what was seen is charged, and what may be unseen: see
+            unseen_stream_tokens of the settings
+dropped     by the client: the provider's connection is closed and the same is charged. With an idempotency key the
+            answer is read to its end and kept: the client will ask for it again, and pays once.
 """
 
 import asyncio

@@ -31,7 +31,6 @@ from seqroute_ray.serving.turn import Ask, Embedding, Renderer
 from seqroute_ray.serving.upstream import UpstreamClient
 
 INLINE_CHARACTERS = 4000  # of a text that is embedded where it stands: a thread costs as much as its tokens
-LEASE_MARGIN_S = 60.0  # above the longest call: a running attempt is never taken for an orphan
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,10 +42,10 @@ class TurnService:
     def __init__(self, config: ServingConfig, metrics: Metrics) -> None:
         self.config, self.metrics = config, metrics
         self.policies = load_policies(config, config.policy)
-        self._lease_s = config.upstream_timeout_s + LEASE_MARGIN_S
+        self._lease_s = config.upstream_timeout_s + config.lease_margin_s
         self._upstream = UpstreamClient(config.upstreams, config.upstream_timeouts)
         self.attempts = Attempts(config, self._upstream, metrics)
-        self._settling = Settling(metrics, self._lease_s)
+        self._settling = Settling(metrics, self._lease_s, config.unseen_stream_tokens)
         self._running: set[asyncio.Task[Any]] = set()
         self._opened = AsyncExitStack()
 

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from aiohttp import web
 
-from seqroute_ray.serving.protocol import RequestError, prompt_tokens_bound
+from seqroute_ray.serving.prompt_tokens import estimate, extra_texts, message_text
 
 FAULTS = {
     "429": "refused with Retry-After: 1; not billed",
@@ -127,7 +127,7 @@ class FakeProvider:
     async def _chat(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             call = self._read(request, json.loads(await request.read()))
-        except (ValueError, KeyError, RequestError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             return web.json_response({"error": {"message": repr(error)}}, status=400)
         self.num_begun += 1
         self.num_in_flight += 1
@@ -150,7 +150,7 @@ class FakeProvider:
             model=name,
             stream=bool(body.get("stream")),
             fault=fault or self._draw(),
-            prompt_tokens=prompt_tokens_bound(body),
+            prompt_tokens=estimate(extra_texts(body), [message_text(each) for each in body["messages"]]).bound,
             max_tokens=body.get("max_tokens") or body.get("max_completion_tokens") or 16,
             include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
         )

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from seqroute_ray.serving.config import UpstreamConfig, UpstreamTimeouts
-from seqroute_ray.serving.protocol import prompt_tokens_bound
 from seqroute_ray.serving.upstream import UpstreamClient, UpstreamError, UpstreamFault
 from seqroute_ray.serving.usage import Tally, Usage
 

@@ -150,7 +150,7 @@ def _log_turn(db: sqlite3.Connection, account: Account, attempt: Attempt, turn: 
     summary_sum = summed(account.summary_sum, turn.summary)
     after = replace(account, num_turns=account.num_turns + 1, summary_sum=summary_sum, latest=turn.latest)
     db.execute(
-        f"UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ?, {_NEXT} WHERE session_id = ?",  # noqa: S608
+        f"UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ?, {_NEXT} WHERE session_id = ?",  # nosec B608  # noqa: S608
         (after.num_turns, pack_doubles(summary_sum), json.dumps(turn.latest), account.session_id),
     )
     row = (turn.decision_id, account.session_id, account.num_turns, attempt.attempt_id, attempt.cost_nusd, turn.owner)
@@ -181,4 +181,4 @@ def add_feedback(db: sqlite3.Connection, feedback: Feedback) -> None:
 
 
 def _number_log(db: sqlite3.Connection, session_id: str) -> None:
-    db.execute(f"UPDATE accounts SET {_NEXT} WHERE session_id = ?", (session_id,))  # noqa: S608
+    db.execute(f"UPDATE accounts SET {_NEXT} WHERE session_id = ?", (session_id,))  # nosec B608  # noqa: S608
