@@ -53,7 +53,7 @@ def test_a_conversation_with_tools_becomes_chat_messages() -> None:
 
 
 def test_claude_codes_changing_first_line_is_not_sent_on() -> None:
-    def system(line: str, *rest: str) -> list[dict[str, Any]]:
+    def system(line: str, *rest: str) -> Any:
         return parse(system=[text(part) for part in (line, *rest)]).fields["messages"]
 
     line = "x-anthropic-billing-header: cc_version=2.1.177.01c; cc_entrypoint=cli; cch="
