@@ -12,11 +12,13 @@ from seqroute_ray.core.storage import Folder, local_path, one_line
 from seqroute_ray.serving.config import PolicySettings, ServingConfig
 from seqroute_ray.serving.policies import Policies
 from seqroute_ray.serving.pricing import Pricing
+from seqroute_ray.serving.prompt_tokens import load_tokenizer
 
 
 def load_policies(config: ServingConfig, settings: PolicySettings) -> Policies:
     """The policies, after every start-up check. Raises ArtefactError or ConfigError."""
     check_keys(config)
+    load_tokenizer()  # else the first request waits for it
     artefacts = {location: fetch_artefact(location) for location in dict.fromkeys(settings.locations())}
     for artefact in artefacts.values():
         check_upstreams(config, artefact.catalog)
