@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqroute_ray.serving.sse import encode
-from seqroute_ray.serving.upstream import UpstreamClient, UpstreamFault
+from seqroute_ray.serving.upstream import UpstreamClient, UpstreamError, UpstreamFault
 
 from .scripted_provider import RESET, STALL, STREAM_HEAD, Script, Scripted, part, stream
 from .upstream_support import (
@@ -123,6 +123,16 @@ def test_a_reader_that_is_slow_is_not_the_providers_silence() -> None:
 
     script = stream(ANSWER, [len(encode(payload)) for payload in CHUNKS])
     assert with_client(act, script, timeouts=replace(TIMEOUTS, silence_s=BRIEF_S)) == CHUNKS
+
+
+def test_a_stream_that_breaks_hangs_up_without_being_closed() -> None:
+    async def act(client: UpstreamClient, provider: Scripted) -> None:
+        answer = await client.start("m", FIELDS, 64, "a", stream=True)
+        with pytest.raises(UpstreamError):
+            [payload async for payload in answer]
+        await asyncio.wait_for(provider.hung_up.wait(), 1)
+
+    with_client(act, [STREAM_HEAD, part(SEEN + encode(b"nonsense")), STALL])
 
 
 def test_closing_a_stream_hangs_up_at_once() -> None:
