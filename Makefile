@@ -23,6 +23,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/seqroute quickstart --out runs/quickstart
 
 test: $(VENV)/.installed-dev
+	.ci/install-redis
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
