@@ -149,8 +149,8 @@ class Api:
         raw = await read_body(request, self._config.max_body_bytes)
         turn: TurnRequest = parse(raw)
         session = identify(caller.id, request.headers, turn.session_hints)
-        current = self.service.policies.current.artefact
-        if turn.pinned_model is not None and turn.pinned_model not in current.catalog.names:
+        policy = self.service.policies.of(session.session_id).router.artefact
+        if turn.pinned_model is not None and turn.pinned_model not in policy.catalog.names:
             raise RequestError(
                 f"model: {turn.pinned_model!r} is unknown; use {ROUTED_MODEL!r}, or one of GET /v1/models",
                 status=404,
@@ -159,7 +159,7 @@ class Api:
         knobs = read_knobs(
             request.headers,
             caller.defaults.over(self._defaults),
-            current.layout.reference_cost_usd,
+            policy.layout.reference_cost_usd,
             may_set_budget=caller.may_set_budget,
         )
         self.metrics.add("stage_seconds", time.monotonic() - begun_s, stage="parse")
