@@ -18,7 +18,7 @@ from seqroute_ray.serving.anthropic_renderer import AnthropicRenderer
 from seqroute_ray.serving.anthropic_schema import MessagesRequest, parse_messages
 from seqroute_ray.serving.config import ServingConfig
 from seqroute_ray.serving.edge import Edge, note, read_body
-from seqroute_ray.serving.errors import add_error_handlers
+from seqroute_ray.serving.errors import MESSAGES_PATH, add_error_handlers, refusal
 from seqroute_ray.serving.feedback import FeedbackRequest, read_feedback
 from seqroute_ray.serving.identity import Identity, check_client_id, identify, ledger_session_id
 from seqroute_ray.serving.json_body import read_object
@@ -33,7 +33,7 @@ from seqroute_ray.serving.streams import Stream
 from seqroute_ray.serving.turn import Ask, Renderer, decided_headers, money
 from seqroute_ray.serving.turns import TurnService
 
-CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+CHAT = "/v1/chat/completions"
 IDEMPOTENCY_HEADER = "idempotency-key"
 MAX_IDEMPOTENCY_CHARACTERS = 255
 ROUTED_MODEL = "seqroute"
@@ -202,7 +202,7 @@ def make_api(config: ServingConfig, metrics: Metrics | None = None) -> FastAPI:
     )
     chat, session = body_of(ChatCompletionRequest), "/v1/sessions/{session_id:path}"
     app.post(CHAT, openapi_extra=chat, responses=turn)(api.chat_completions)
-    app.post(MESSAGES, openapi_extra=body_of(MessagesRequest), responses=turn)(api.messages)
+    app.post(MESSAGES_PATH, openapi_extra=body_of(MessagesRequest), responses=turn)(api.messages)
     app.post("/v1/route", openapi_extra=chat, responses=turn)(api.route)
     app.get("/v1/models", responses=read)(api.models)
     app.get(session, responses=read)(api.get_session)
@@ -213,8 +213,8 @@ def make_api(config: ServingConfig, metrics: Metrics | None = None) -> FastAPI:
     app.get("/healthz")(api.healthz)
     app.get("/readyz", responses=responses_of(503))(api.readyz)
     app.get("/metrics", responses=read)(api.metrics_text)
-    add_error_handlers(app, MESSAGES)
-    app.add_middleware(Edge, metrics=api.metrics, max_header_bytes=config.max_header_bytes)
+    add_error_handlers(app)
+    app.add_middleware(Edge, metrics=api.metrics, max_header_bytes=config.max_header_bytes, refuse=refusal)
     return app
 
 

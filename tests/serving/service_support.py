@@ -27,6 +27,7 @@ from seqroute_ray.serving.turns import TurnService
 from .scripted_provider import STALL, STREAM_END, STREAM_HEAD, Script, Scripted, part, scripted, whole
 from .support import QUESTIONS, Reply, random_artefact, running_api, settings, trio, write_settings
 
+TURN_KEY = "sk-seqroute-not-a-real-key-of-anybody"
 DONE = encode(b"[DONE]")
 
 
@@ -71,6 +72,12 @@ def stalled(*texts: str) -> list[bytes | str]:
 def _chunk(choice: dict[str, Any]) -> bytes:
     chunk = {"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, **choice}]}
     return part(encode(json.dumps(chunk).encode()))
+
+
+def keys_for(name: str, key: str = TURN_KEY, **fields: Any) -> list[dict[str, Any]]:
+    """The setting `keys` with one key that may do all."""
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return [{"id": name, "sha256": digest, "scopes": ["route", "sessions", "admin"], **fields}]
 
 
 @dataclass

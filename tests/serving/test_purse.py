@@ -1,10 +1,8 @@
 """The monthly budget of an API key: shared by its sessions, held beside theirs, never exceeded."""
 
 import asyncio
-import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,10 +12,21 @@ from seqroute_ray.serving.keys import Caller
 from seqroute_ray.serving.purse import Purse, month_of
 from seqroute_ray.serving.requests import RequestError
 
-from .service_support import Api, account_of, answer, answered, api_over, ask_for, refused, service_over, stalled
+from .service_support import (
+    TURN_KEY,
+    Api,
+    account_of,
+    answer,
+    answered,
+    api_over,
+    ask_for,
+    keys_for,
+    refused,
+    service_over,
+    stalled,
+)
 from .support import random_artefact, spec
 
-KEY = "sk-test-of-the-month"
 TURN_USD = 16 * 10 / 1e6  # free input and 16 tokens: every turn reserves, and costs, exactly this
 
 
@@ -25,22 +34,16 @@ def one_model() -> PolicyArtefact:
     return random_artefact(Catalog((spec("only", 0.0, 10.0),)))
 
 
-def keys(monthly_budget_usd: float) -> list[dict[str, Any]]:
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
-    scopes = ["route", "sessions", "admin"]
-    return [{"id": "team", "sha256": digest, "scopes": scopes, "monthly_budget_usd": monthly_budget_usd}]
-
-
 async def crowd(api: Api, num_turns: int) -> list[int]:
     """Statuses of parallel turns, each of a session of its own."""
-    api.headers["authorization"] = f"Bearer {KEY}"
+    api.headers["authorization"] = f"Bearer {TURN_KEY}"
     asks = (api.chat(max_tokens=16, headers={"x_session_id": f"s{number}"}) for number in range(num_turns))
     return [reply.status for reply in await asyncio.gather(*asks)]
 
 
 def test_of_parallel_sessions_of_a_key_only_those_that_its_month_can_pay_are_answered(tmp_path: Path) -> None:
     async def scenario() -> None:
-        settings = {"artefact": one_model(), "keys": keys(7 * TURN_USD)}
+        settings = {"artefact": one_model(), "keys": keys_for("team", monthly_budget_usd=7 * TURN_USD)}
         async with api_over(tmp_path, answered(prompt_tokens=0, completion_tokens=16), **settings) as api:
             statuses = await crowd(api, 40)
             refusal = await api.chat(max_tokens=16)
@@ -88,9 +91,9 @@ def test_a_failed_call_gives_the_month_its_money_back(tmp_path: Path) -> None:
 
 def test_a_stream_that_its_client_drops_is_charged_to_the_month_too(tmp_path: Path) -> None:
     async def scenario() -> None:
-        settings = {"artefact": one_model(), "keys": keys(100 * TURN_USD)}
+        settings = {"artefact": one_model(), "keys": keys_for("team", monthly_budget_usd=100 * TURN_USD)}
         async with api_over(tmp_path, stalled("one"), **settings) as api:
-            api.headers["authorization"] = f"Bearer {KEY}"
+            api.headers["authorization"] = f"Bearer {TURN_KEY}"
             body = {"messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 16}
             response = await api.http.post(f"{api.base_url}/v1/chat/completions", json=body, headers=api.headers)
             await response.content.readany()
