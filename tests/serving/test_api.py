@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -202,7 +203,7 @@ def test_a_session_of_any_printable_name_has_an_answer_and_headers(client: Clien
     assert reply.status == 200
     assert reply.body["seqroute"]["session_id"] == name
     assert reply.headers["x-seqroute-session"].isascii()
-    assert client.get(f"/v1/sessions/{name}").body["num_turns"] == 1
+    assert client.get(f"/v1/sessions/{quote(name, safe='')}").body["num_turns"] == 1
 
 
 def test_a_closed_session_takes_no_more_turns_and_keeps_its_books(client: Client) -> None:

@@ -94,7 +94,7 @@ def test_the_access_log_is_a_line_of_json_a_request(tmp_path: Path, caplog: pyte
     assert lines["r1"]["cost_usd"] == reply.headers["x-seqroute-cost-usd"]
     assert lines["r1"]["session"] == lines["r2"]["session"]
     assert lines["r2"]["stream"] is True
-    assert lines["r3"]["route"] == "/v1/sessions/{session_id}"
+    assert lines["r3"]["route"] == "/v1/sessions/{session_id:path}"
     assert lines["r5"]["route"] == "(none)"
     assert all(0 <= line["seconds"] < 30 for line in lines.values())
 
