@@ -14,6 +14,7 @@ from seqroute_ray.core.ledger import Account, Feedback, StoredAnswer
 from seqroute_ray.serving.attempts import Attempts, Started, turn_limit_nusd
 from seqroute_ray.serving.config import PolicySettings, ServingConfig
 from seqroute_ray.serving.idempotency import Replays
+from seqroute_ray.serving.identity import ledger_session_id
 from seqroute_ray.serving.keys import Caller
 from seqroute_ray.serving.knobs import BUDGET_HEADER
 from seqroute_ray.serving.ledgers.factory import open_ledger
@@ -228,7 +229,17 @@ class TurnService:
         return record
 
     async def add_feedback(self, feedback: Feedback) -> None:
-        await self.ledger.add_feedback(feedback)
+        """Raises RequestError (404) unless this owner has the turn or session."""
+        if not feedback.target.startswith(
+            ledger_session_id(feedback.owner, "")
+        ):  # a turn; the ledger asks for no owner
+            await self.decision(feedback.target, feedback.owner)
+        try:
+            await self.ledger.add_feedback(feedback)
+        except LedgerError as error:
+            raise RequestError(
+                "feedback: this API key has no session of that name", status=404, code="session_not_found"
+            ) from error
         self.metrics.add("feedback")
 
     async def _open(self, ask: Ask) -> Account:

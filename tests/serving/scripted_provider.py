@@ -11,7 +11,7 @@ from typing import Any
 
 RESET = "reset"  # break the connection off, as a crashed server does
 STALL = "stall"  # say nothing more until the client hangs up
-Script = Sequence[bytes | str]
+Script = Sequence[bytes | str | asyncio.Event]  # an event is waited for
 
 
 @dataclass
@@ -58,6 +58,8 @@ async def _play(script: Script, reader: asyncio.StreamReader, writer: asyncio.St
             writer.write(step)
             await writer.drain()
             await asyncio.sleep(0)  # lets the client read what is there so far
+        elif isinstance(step, asyncio.Event):
+            await step.wait()
         elif step == RESET:
             await asyncio.sleep(0.02)  # else the reset overtakes what was written
             raw = writer.get_extra_info("socket")

@@ -190,8 +190,11 @@ class Client:
     def get(self, path: str) -> Reply:
         return asyncio.run(self._all("GET", path, [None]))[0]
 
-    def patch(self, path: str, body: Any) -> Reply:
-        return asyncio.run(self._all("PATCH", path, [body]))[0]
+    def put(self, path: str, body: Any) -> Reply:
+        return asyncio.run(self._all("PUT", path, [body]))[0]
+
+    def delete(self, path: str) -> Reply:
+        return asyncio.run(self._all("DELETE", path, [None]))[0]
 
     def post(self, path: str, body: Any) -> Reply:
         return asyncio.run(self._all("POST", path, [body]))[0]
