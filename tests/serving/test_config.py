@@ -4,13 +4,8 @@ from typing import Any
 
 import pytest
 
-<<<<<<< HEAD
-from seqroute_ray.core.errors import ArtefactError, ConfigError
-from seqroute_ray.serving.config import UpstreamTimeouts, load_artefact, load_config
-=======
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.serving.config import load_config
->>>>>>> endpoint-tests
 
 from .support import random_artefact, settings, trio, write_settings
 
@@ -27,13 +22,8 @@ def test_valid_settings_load_with_their_defaults(tmp_path: Path, valid: dict[str
     assert config.default_budget_usd is None
     assert config.default_max_tokens == 1024
     assert config.upstreams[0].sent_model == "llama-3.1-8b-instruct"
-<<<<<<< HEAD
-    assert config.upstream_timeouts == UpstreamTimeouts(connect_s=10, first_byte_s=60, silence_s=30, total_s=120)
-    assert load_artefact(config).catalog == trio()
-=======
     assert config.policy.canary is config.policy.shadow is None
     assert (config.policy.epsilon, config.keys, config.retries) == (0.0, (), 1)
->>>>>>> endpoint-tests
 
 
 def test_relative_paths_start_at_the_current_folder(
@@ -63,9 +53,6 @@ BROKEN_FIELDS = [
     ("default_lambda_per_usd", float("inf"), "default_lambda_per_usd: "),
     ("default_max_tokens", 0, "default_max_tokens: "),
     ("upstream_timeout_s", 0, "upstream_timeout_s: "),
-    ("upstream_connect_timeout_s", -1, "upstream_connect_timeout_s: "),
-    ("upstream_first_byte_timeout_s", float("nan"), "upstream_first_byte_timeout_s: "),
-    ("upstream_silence_timeout_s", 0, "upstream_silence_timeout_s: "),
     ("upstreams", [], "upstreams: "),
     ("policy", None, "policy: "),
     ("policy", {"artefact": "p", "epsilon": 1.1}, "policy.epsilon: "),
@@ -96,10 +83,6 @@ BROKEN_UPSTREAMS = [
     ({"base_url": "http://"}, "must be http://HOST/PATH"),
     ({"usd_per_m_input": -1}, r"upstreams\.0\.usd_per_m_input: "),
     ({"usd_per_m_cached_input": -1}, r"upstreams\.0\.usd_per_m_cached_input: "),
-<<<<<<< HEAD
-    ({"usd_per_m_reasoning": float("inf")}, r"upstreams\.0\.usd_per_m_reasoning: "),
-=======
->>>>>>> endpoint-tests
     ({"key": "secret"}, r"upstreams\.0\.key: Extra inputs"),
     ({"max_tokens_field": "length"}, r"upstreams\.0\.max_tokens_field: "),
 ]
@@ -125,4 +108,3 @@ def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str, mes
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
-
