@@ -217,7 +217,9 @@ class TurnService:
 
     async def add_feedback(self, feedback: Feedback) -> None:
         """Raises RequestError (404) unless this owner has the turn or session."""
-        if not feedback.target.startswith(ledger_session_id(feedback.owner, "")):  # a turn; the ledger asks for no owner
+        if not feedback.target.startswith(
+            ledger_session_id(feedback.owner, "")
+        ):  # a turn; the ledger asks for no owner
             await self.decision(feedback.target, feedback.owner)
         try:
             await self.ledger.add_feedback(feedback)

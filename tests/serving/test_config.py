@@ -108,4 +108,3 @@ def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str, mes
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
-

@@ -88,7 +88,11 @@ def test_the_access_log_is_a_line_of_json_a_request(tmp_path: Path, caplog: pyte
         for line in [json.loads(record.getMessage())]
     }
     assert [lines[name]["status"] for name in ("r1", "r2", "r3", "r4", "r5")] == [200, 200, 200, 404, 404]
-    assert (lines["r1"]["method"], lines["r1"]["route"], lines["r1"]["key"]) == ("POST", "/v1/chat/completions", "local")
+    assert (lines["r1"]["method"], lines["r1"]["route"], lines["r1"]["key"]) == (
+        "POST",
+        "/v1/chat/completions",
+        "local",
+    )
     assert lines["r1"]["decision"] == reply.headers["x-seqroute-decision"]
     assert lines["r1"]["model"] == lines["r2"]["model"] == reply.headers["x-seqroute-model"]
     assert lines["r1"]["cost_usd"] == reply.headers["x-seqroute-cost-usd"]
@@ -150,7 +154,7 @@ def test_nothing_that_is_logged_holds_a_prompt_an_answer_a_key_or_a_sessions_nam
 
 
 def test_a_bug_is_a_500_with_a_request_id_and_a_line_in_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from fastapi import FastAPI
     from starlette.testclient import TestClient

@@ -99,4 +99,3 @@ def test_every_metric_is_described() -> None:
     for name in re.findall(r"# TYPE (\w+) ", text):
         assert f"# HELP {name} " in text
         assert name.startswith("seqroute_")
-

@@ -1,7 +1,6 @@
 """The official OpenAI and Anthropic clients, unchanged, against the running API over real HTTP."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -65,9 +64,7 @@ def test_openai_stream(chat: openai.OpenAI) -> None:
 
 def test_openai_stream_with_usage(chat: openai.OpenAI) -> None:
     options: Any = {"include_usage": True}
-    with chat.chat.completions.create(
-        model="seqroute", messages=[USER], stream=True, stream_options=options
-    ) as stream:
+    with chat.chat.completions.create(model="seqroute", messages=[USER], stream=True, stream_options=options) as stream:
         *_, last = list(stream)
     assert last.choices == []
     assert last.usage is not None
@@ -170,9 +167,7 @@ def test_anthropic_streamed_tools(messages: anthropic.Anthropic) -> None:
 
 
 def test_anthropic_errors_are_typed(messages: anthropic.Anthropic) -> None:
-    poor = messages.with_options(
-        default_headers={"x-session-budget-usd": "0.000001", "x-session-id": "anthropic-poor"}
-    )
+    poor = messages.with_options(default_headers={"x-session-budget-usd": "0.000001", "x-session-id": "anthropic-poor"})
     with pytest.raises(anthropic.APIStatusError) as caught:
         poor.messages.create(model="seqroute", max_tokens=10, messages=[USER])
     error: Any = caught.value.body

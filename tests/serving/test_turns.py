@@ -40,9 +40,7 @@ def test_the_prompt_and_the_named_type_of_task_are_what_the_router_decides_on(tm
         async with service_over(tmp_path, answered()) as (service, _):
             ask = ask_for(max_tokens=50, knobs={"task_type": TYPES[1]})
             request, router = ask.request, service.policies.current
-            prompt = Prompt(
-                tokens=request.prompt_tokens, tokens_bound=request.prompt_tokens_bound, task_type=TYPES[1]
-            )
+            prompt = Prompt(tokens=request.prompt_tokens, tokens_bound=request.prompt_tokens_bound, task_type=TYPES[1])
             account = Account(ask.session.session_id, 10**7)
             expected = router.choose(router.embed(QUESTIONS[0]), account, prompt, Wish(max_tokens=50))
             assert await service.decide(ask) == expected
