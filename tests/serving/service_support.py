@@ -24,7 +24,7 @@ from seqroute_ray.serving.sse import encode
 from seqroute_ray.serving.turn import Ask
 from seqroute_ray.serving.turns import TurnService
 
-from .scripted_provider import STALL, STREAM_END, STREAM_HEAD, Script, Scripted, part, scripted, whole
+from .scripted_provider import STALL, STREAM_END, STREAM_HEAD, Scripted, Steps, part, scripted, whole
 from .support import QUESTIONS, Reply, random_artefact, running_api, settings, trio, write_settings
 
 TURN_KEY = "sk-seqroute-not-a-real-key-of-anybody"
@@ -119,7 +119,7 @@ class Api:
 
 
 @asynccontextmanager
-async def api_over(folder: Path, *scripts: Script, **changes: Any) -> AsyncIterator[Api]:
+async def api_over(folder: Path, *scripts: Steps, **changes: Any) -> AsyncIterator[Api]:
     """The API in a thread of its own over one scripted provider of all models.
 
     changes: settings; ours are `artefact`, `upstream` (fields of every upstream), `upstream_of` (of one, by model).
@@ -137,7 +137,7 @@ async def api_over(folder: Path, *scripts: Script, **changes: Any) -> AsyncItera
 
 
 @asynccontextmanager
-async def service_over(folder: Path, *scripts: Script, **changes: Any) -> AsyncIterator[tuple[TurnService, Scripted]]:
+async def service_over(folder: Path, *scripts: Steps, **changes: Any) -> AsyncIterator[tuple[TurnService, Scripted]]:
     """A TurnService in this event loop; as api_over."""
     async with scripted(*scripts) as provider:
         config = load_config(settings_for(folder, provider.base_url, changes))

@@ -42,7 +42,8 @@ def test_a_failed_call_that_cost_nothing_is_tried_again_under_a_reservation_of_i
         model = result["seqroute"]["decision"]["model"]
         assert models_of(provider) == [model, model]
         assert [failed.attempt_id, good.attempt_id] == ["dec_1.0.0", "dec_1.1.0"]
-        assert ["x-client-request-id: " + each.attempt_id in head for each, head in zip((failed, good), provider.heads)]
+        for attempt, head in zip((failed, good), provider.heads, strict=True):
+            assert f"x-client-request-id: {attempt.attempt_id}\r\n" in head
         assert (failed.state, failed.cost_nusd) == (AttemptState.RELEASED, 0)
         assert (good.state, good.cost_nusd) == (AttemptState.SETTLED, round(result["seqroute"]["cost_usd"] * 1e9))
         kind = "rate_limit" if status == 429 else "server"

@@ -154,7 +154,7 @@ def test_nothing_that_is_logged_holds_a_prompt_an_answer_a_key_or_a_sessions_nam
 
 
 def test_a_bug_is_a_500_with_a_request_id_and_a_line_in_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from fastapi import FastAPI
     from starlette.testclient import TestClient

@@ -1,4 +1,4 @@
-"""Train and serve agree: sessions answered turn by turn by the router cost what their replay says, to the nano-dollar."""
+"""Train and serve agree: sessions answered turn by turn cost what their replay says, to the nano-dollar."""
 
 from dataclasses import dataclass, field, replace
 

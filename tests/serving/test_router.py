@@ -1,4 +1,4 @@
-"""The decision alone: masks, clamps, the ladder, the price of money, exploration. Accounts are data, nothing is paid."""
+"""The decision alone: masks, clamps, the ladder, the price of money, exploration. Accounts are data."""
 
 from collections import Counter
 from dataclasses import replace
