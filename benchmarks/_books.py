@@ -33,6 +33,7 @@ class Compared:
     provider_calls: int
     overshoot_nusd: int  # what the provider bills above sessions' budgets, by its own log
     ledger_overshoot_nusd: int  # what the ledger has charged or holds above sessions' budgets
+    changed_budgets: int  # of sessions that have another one than their first request said
     wrong_sessions: int  # whose counters are not what their journal and attempts say
     unaccounted_calls: int  # which the ledger neither charged nor, where nothing was billed, released
     calls_sent_twice: int  # with one attempt's id
@@ -47,6 +48,7 @@ class Compared:
     PROMISES = (
         "overshoot_nusd",
         "ledger_overshoot_nusd",
+        "changed_budgets",
         "wrong_sessions",
         "unaccounted_calls",
         "calls_sent_twice",
@@ -106,6 +108,7 @@ async def compare(
         provider_calls=len(calls),
         overshoot_nusd=sum(max(0, nusd - sessions[name].budget_nusd) for name, nusd in billed.items()),
         ledger_overshoot_nusd=sum(max(0, _used_nusd(each) - each.account.budget_nusd) for each in kept.values()),
+        changed_budgets=sum(each.account.budget_nusd != sessions[name].budget_nusd for name, each in kept.items()),
         wrong_sessions=report.num_wrong_sessions,
         unaccounted_calls=sum(not _is_accounted(attempts.get(call["attempt_id"]), call, prices) for call in calls),
         calls_sent_twice=len(calls) - len({call["attempt_id"] for call in calls}),

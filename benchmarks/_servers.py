@@ -33,6 +33,8 @@ class Server(Protocol):
         """SIGKILL one process of a kind; False when none is there now."""
         ...
 
+    def processes(self, what: str) -> list[int]: ...
+
     def kill_all(self) -> None: ...
 
     def stop(self) -> None: ...
@@ -46,9 +48,9 @@ class UvicornReplicas:
         self._config, self._ports, self._flags = config, ports, flags
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    @property
-    def pids(self) -> list[int]:
-        return [process.pid for process in self._processes.values()]
+    def processes(self, what: str) -> list[int]:
+        """Ids of the processes of a kind; all are replicas."""
+        return [process.pid for process in self._processes.values()] if what == "replica" else []
 
     def start(self) -> None:
         for port in self._ports:

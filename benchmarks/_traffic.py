@@ -30,6 +30,7 @@ class Told:
     budget_nusd: int
     cost_nusd: int = 0  # sum of the answers' own words
     decisions: list[str] = field(default_factory=list)  # of answers that came whole
+    num_turns: int = 0  # asked for
     num_refused: int = 0
 
 
@@ -49,6 +50,8 @@ class Traffic:
     key_share: float = 0.0  # of requests that have an idempotency key: these are repeated when they fail
     headers: dict[str, str] = field(default_factory=dict)
     max_sessions: int | None = None
+    turns_per_session: int | None = None  # after which it is replaced, spent or not
+    rate_per_s: float = 0.0  # of all turns together, evenly; 0: clients never pause
     no_answer_s: float = 30.0
     sessions: list[Told] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)  # statuses, and names of failures
@@ -80,10 +83,25 @@ class Traffic:
         self.sessions.append(told)
         return told
 
+    def _replace(self, told: Told) -> None:
+        if told in self._live:
+            self._live.remove(told)
+            if self.max_sessions is None or len(self.sessions) < self.max_sessions:
+                self._live.append(self._open())
+
     async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
         base_url = self.base_urls[number % len(self.base_urls)]
+        turn, begun_s = 0, time.monotonic()
         while time.monotonic() < self._until_s and self._live:
-            await self._turn(http, base_url, self._live[int(self.rng.integers(len(self._live)))])
+            if self.rate_per_s:
+                due_s = begun_s + (turn * self.num_clients + number) / self.rate_per_s
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            told = self._live[int(self.rng.integers(len(self._live)))]
+            told.num_turns += 1
+            if told.num_turns == self.turns_per_session:
+                self._replace(told)
+            await self._turn(http, base_url, told)
+            turn += 1
 
     async def _turn(self, http: aiohttp.ClientSession, base_url: str, told: Told) -> None:
         """One turn; with a key, until it is answered, and then once more for the stored answer."""
@@ -156,10 +174,8 @@ class Traffic:
         if status == 402:
             told.num_refused += 1
             is_spent = json.loads(raw)["error"]["reserved_usd"] == 0
-            if (is_spent or told.num_refused >= MAX_REFUSALS) and told in self._live:
-                self._live.remove(told)
-                if self.max_sessions is None or len(self.sessions) < self.max_sessions:
-                    self._live.append(self._open())
+            if is_spent or told.num_refused >= MAX_REFUSALS:
+                self._replace(told)
         await asyncio.sleep(PAUSE_S)
 
 

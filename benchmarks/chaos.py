@@ -34,7 +34,7 @@ import tyro
 from _books import billed_nusd, compare, prices_of, read_calls, wait_until_quiet
 from _processes import machine
 from _servers import RayServe, Server, UvicornReplicas
-from _traffic import Traffic
+from _traffic import QUESTIONS, Traffic
 
 from seqroute_ray.serving.config import ServingConfig, load_config
 from seqroute_ray.serving.ledgers.factory import open_ledger
@@ -144,9 +144,24 @@ class Bench:
             **compared.to_json(),
             "seconds": round(time.monotonic() - begun_s, 1),
         }
+        if with_kills:
+            await self.set_faults({})
+            report["spent_session_resumed"] = await self.resume(traffic)
         report["broken"] += broken_otherwise(report, with_kills)
         say(report)
         return report
+
+    async def resume(self, traffic: Traffic) -> bool:
+        """A session that was spent before everything was killed is still refused, and goes on with a raised budget."""
+        told = next(each for each in traffic.sessions if each.num_refused)
+        base_url, headers = self.server.base_urls[0], {"x-session-id": told.session_id}
+        body = {"messages": [{"role": "user", "content": QUESTIONS[0]}], "max_tokens": traffic.max_tokens}
+        raised = {"budget_usd": (told.budget_nusd + 10**7) / 1e9}
+        async with aiohttp.ClientSession(base_url, headers=headers) as http:
+            before = await http.post("/v1/chat/completions", json=body)
+            put = await http.put(f"/v1/sessions/{told.session_id}", json=raised)
+            after = await http.post("/v1/chat/completions", json=body)
+        return (before.status, put.status, after.status) == (402, 200, 200)
 
     async def kill_at_random(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds
@@ -218,6 +233,8 @@ class Bench:
 def broken_otherwise(report: dict[str, Any], with_kills: bool) -> list[str]:
     """Promises beside those of the books."""
     broken = ["keys_answered_twice"] if report["keys_answered_twice"] else []
+    if not report.get("spent_session_resumed", True):
+        broken.append("a spent session was not refused, or not resumed by a raised budget")
     if not with_kills and report["errors"]:
         broken.append("errors")
     if with_kills and report["num_exhausted"] < MIN_EXHAUSTED * report["num_sessions"]:
