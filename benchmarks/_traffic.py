@@ -62,7 +62,7 @@ class Traffic:
 
     async def run(self, seconds: float) -> None:
         self._live = [self._open() for _ in range(self.num_live)]
-        self._until_s = time.monotonic() + seconds
+        self._until_s, self._num_moved = time.monotonic() + seconds, 0
         timeout = aiohttp.ClientTimeout(total=self.no_answer_s)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
             await asyncio.gather(*(self._client(http, number) for number in range(self.num_clients)))
@@ -90,7 +90,6 @@ class Traffic:
                 self._live.append(self._open())
 
     async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
-        base_url = self.base_urls[number % len(self.base_urls)]
         turn, begun_s = 0, time.monotonic()
         while time.monotonic() < self._until_s and self._live:
             if self.rate_per_s:
@@ -100,7 +99,7 @@ class Traffic:
             told.num_turns += 1
             if told.num_turns == self.turns_per_session:
                 self._replace(told)
-            await self._turn(http, base_url, told)
+            await self._turn(http, self.base_urls[(number + self._num_moved) % len(self.base_urls)], told)
             turn += 1
 
     async def _turn(self, http: aiohttp.ClientSession, base_url: str, told: Told) -> None:
@@ -151,6 +150,7 @@ class Traffic:
                 raw = await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             self.outcomes[type(error).__name__] += 1
+            self._num_moved += isinstance(error, aiohttp.ClientConnectorError)  # to another replica, all of us
             await asyncio.sleep(PAUSE_S)
             return None
         if response.status != 200:

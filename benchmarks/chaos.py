@@ -27,11 +27,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import numpy as np
 import tyro
-from _books import billed_nusd, compare, prices_of, read_calls, wait_until_quiet
+from _books import billed_nusd, compare, least_nusd, prices_of, read_calls, wait_until_quiet
 from _processes import machine
 from _servers import RayServe, Server, UvicornReplicas
 from _traffic import QUESTIONS, Traffic
@@ -52,10 +53,10 @@ FAULTS = {
     "no-usage": 0.01,
 }
 TIMEOUTS = {
-    "upstream_timeout_s": 6.0,
+    "upstream_timeout_s": 4.0,
     "upstream_first_byte_timeout_s": 3.0,
     "upstream_silence_timeout_s": 1.5,
-    "lease_margin_s": 2.0,
+    "lease_margin_s": 1.0,
     "reaper": {"interval_s": 1.0},
 }
 MAX_TOKENS = 400  # with kills and hang-ups: more than what is charged unseen
@@ -153,15 +154,19 @@ class Bench:
 
     async def resume(self, traffic: Traffic) -> bool:
         """A session that was spent before everything was killed is still refused, and goes on with a raised budget."""
-        told = next(each for each in traffic.sessions if each.num_refused)
-        base_url, headers = self.server.base_urls[0], {"x-session-id": told.session_id}
         body = {"messages": [{"role": "user", "content": QUESTIONS[0]}], "max_tokens": traffic.max_tokens}
-        raised = {"budget_usd": (told.budget_nusd + 10**7) / 1e9}
-        async with aiohttp.ClientSession(base_url, headers=headers) as http:
-            before = await http.post("/v1/chat/completions", json=body)
-            put = await http.put(f"/v1/sessions/{told.session_id}", json=raised)
-            after = await http.post("/v1/chat/completions", json=body)
-        return (before.status, put.status, after.status) == (402, 200, 200)
+        least_usd = least_nusd(prices_of(self.config)) / 1e9
+        async with aiohttp.ClientSession(self.server.base_urls[0]) as http:
+            for told in traffic.sessions:
+                session = f"/v1/sessions/{quote(told.session_id)}"
+                if not told.num_refused or (await (await http.get(session)).json())["remaining_usd"] >= least_usd:
+                    continue
+                headers = {"x-session-id": told.session_id}
+                before = await http.post("/v1/chat/completions", json=body, headers=headers)
+                put = await http.put(session, json={"budget_usd": (told.budget_nusd + 10**7) / 1e9})
+                after = await http.post("/v1/chat/completions", json=body, headers=headers)
+                return (before.status, put.status, after.status) == (402, 200, 200)
+        return False
 
     async def kill_at_random(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds
