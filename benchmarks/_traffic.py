@@ -46,7 +46,8 @@ class Traffic:
     budget_usd: tuple[float, float]
     stream_share: float
     max_tokens: int = 64
-    hang_up_share: float = 0.0  # of streams, after the first chunk
+    hang_up_share: float = 0.0  # of requests without a key, ...
+    hang_up_within_s: float = 1.0  # ... at any moment of this time
     key_share: float = 0.0  # of requests that have an idempotency key: these are repeated when they fail
     headers: dict[str, str] = field(default_factory=dict)
     max_sessions: int | None = None
@@ -138,16 +139,15 @@ class Traffic:
         }
         body = {"messages": [{"role": "user", "content": question}], "max_tokens": self.max_tokens, "stream": stream}
         body |= {"stream_options": {"include_usage": True}} if stream else {}
-        hangs_up = stream and not more_headers and self.rng.random() < self.hang_up_share
+        hangs_up = not more_headers and self.rng.random() < self.hang_up_share
+        clock = asyncio.timeout(self.rng.uniform(0, self.hang_up_within_s) if hangs_up else None)
         try:
             url = f"{base_url}/v1/chat/completions"
-            async with http.post(url, json=body, headers=headers) as response:
-                if hangs_up and response.status == 200:
-                    await response.content.readany()
-                    response.close()
-                    self.outcomes["hung_up"] += 1
-                    return None
+            async with clock, http.post(url, json=body, headers=headers) as response:
                 raw = await response.read()
+        except TimeoutError if hangs_up else ():
+            self.outcomes["hung_up"] += 1
+            return None
         except (aiohttp.ClientError, TimeoutError) as error:
             self.outcomes[type(error).__name__] += 1
             self._num_moved += isinstance(error, aiohttp.ClientConnectorError)  # to another replica, all of us
@@ -171,7 +171,7 @@ class Traffic:
         self.outcomes[str(status)] += 1
         if status != 402:
             self.samples.setdefault(str(status), raw[:300].decode(errors="replace"))
-        if status == 402:
+        else:
             told.num_refused += 1
             is_spent = json.loads(raw)["error"]["reserved_usd"] == 0
             if is_spent or told.num_refused >= MAX_REFUSALS:
