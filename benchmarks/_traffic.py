@@ -145,11 +145,8 @@ class Traffic:
             url = f"{base_url}/v1/chat/completions"
             async with clock, http.post(url, json=body, headers=headers) as response:
                 raw = await response.read()
-        except TimeoutError if hangs_up else ():
-            self.outcomes["hung_up"] += 1
-            return None
         except (aiohttp.ClientError, TimeoutError) as error:
-            self.outcomes[type(error).__name__] += 1
+            self.outcomes["hung_up" if clock.expired() else type(error).__name__] += 1
             self._num_moved += isinstance(error, aiohttp.ClientConnectorError)  # to another replica, all of us
             await asyncio.sleep(PAUSE_S)
             return None
