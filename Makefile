@@ -46,7 +46,7 @@ bench: $(VENV)/.installed-dev
 	$(PIP) -e ".[bench]"
 	test -e runs/quickstart/report.json || $(MAKE) quickstart
 	rm -rf runs/quality runs/ablations runs/add-model
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/[a-z]*.py; do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -33,6 +33,7 @@ class Compared:
     provider_calls: int
     overshoot_nusd: int  # what the provider bills above sessions' budgets, by its own log
     ledger_overshoot_nusd: int  # what the ledger has charged or holds above sessions' budgets
+    changed_budgets: int  # of sessions that have another one than their first request said
     wrong_sessions: int  # whose counters are not what their journal and attempts say
     unaccounted_calls: int  # which the ledger neither charged nor, where nothing was billed, released
     calls_sent_twice: int  # with one attempt's id
@@ -47,6 +48,7 @@ class Compared:
     PROMISES = (
         "overshoot_nusd",
         "ledger_overshoot_nusd",
+        "changed_budgets",
         "wrong_sessions",
         "unaccounted_calls",
         "calls_sent_twice",
@@ -88,7 +90,7 @@ async def compare(
         await ledger.close()
     kept = {name: each for name, each in books.items() if each is not None}
     attempts = {attempt.attempt_id: attempt for each in kept.values() for attempt in each.attempts}
-    sessions = {f"{owner}:{each.session_id}": each for each in told}
+    budgets = {f"{owner}:{each.session_id}": each.budget_nusd for each in told}
     prices = prices_of(config)
     billed = Counter[str]()
     short_nusd = []
@@ -102,10 +104,11 @@ async def compare(
     states = Counter(attempt.state for attempt in attempts.values())
     return Compared(
         num_sessions=len(told),
-        num_exhausted=sum(each.account.remaining_nusd < _least_nusd(prices) for each in kept.values()),
+        num_exhausted=sum(each.account.remaining_nusd < least_nusd(prices) for each in kept.values()),
         provider_calls=len(calls),
-        overshoot_nusd=sum(max(0, nusd - sessions[name].budget_nusd) for name, nusd in billed.items()),
+        overshoot_nusd=sum(max(0, nusd - budgets[name]) for name, nusd in billed.items()),
         ledger_overshoot_nusd=sum(max(0, _used_nusd(each) - each.account.budget_nusd) for each in kept.values()),
+        changed_budgets=sum(each.account.budget_nusd != budgets[each.account.session_id] for each in kept.values()),
         wrong_sessions=report.num_wrong_sessions,
         unaccounted_calls=sum(not _is_accounted(attempts.get(call["attempt_id"]), call, prices) for call in calls),
         calls_sent_twice=len(calls) - len({call["attempt_id"] for call in calls}),
@@ -171,6 +174,6 @@ def _spent_nusd(books: Books | None) -> int:
     return books.account.spent_nusd if books else 0
 
 
-def _least_nusd(prices: Prices) -> int:
+def least_nusd(prices: Prices) -> int:
     """Of the cheapest model, a prompt of a few words and one token."""
     return min(price.worst_case_nusd(40, 1) for price in prices.values())

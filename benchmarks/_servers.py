@@ -33,22 +33,24 @@ class Server(Protocol):
         """SIGKILL one process of a kind; False when none is there now."""
         ...
 
+    def processes(self, what: str) -> list[int]: ...
+
     def kill_all(self) -> None: ...
 
     def stop(self) -> None: ...
 
 
 class UvicornReplicas:
-    """A process and a port each; a killed one is started again at once."""
+    """A process and a port each; a killed one is started again at once, and none is killed while another starts."""
 
     def __init__(self, config: Path, ports: list[int], *flags: str) -> None:
         self.base_urls = [f"http://127.0.0.1:{port}" for port in ports]
         self._config, self._ports, self._flags = config, ports, flags
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    @property
-    def pids(self) -> list[int]:
-        return [process.pid for process in self._processes.values()]
+    def processes(self, what: str) -> list[int]:
+        """Ids of the processes of a kind; all are replicas."""
+        return [process.pid for process in self._processes.values()] if what == "replica" else []
 
     def start(self) -> None:
         for port in self._ports:
@@ -57,7 +59,7 @@ class UvicornReplicas:
             wait_until_ready(base_url)
 
     def kill(self, what: str, rng: np.random.Generator) -> bool:
-        if what != "replica":
+        if what != "replica" or not all(map(is_ready, self.base_urls)):
             return False
         port = int(rng.choice(self._ports))
         _end(self._processes[port], signal.SIGKILL)
@@ -158,11 +160,9 @@ def wait_until_ready(base_url: str) -> None:
     """Return once GET /readyz is 200. Raises TimeoutError."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
-        try:
-            with urllib.request.urlopen(f"{base_url}/readyz", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
+        if is_ready(base_url):
+            return
+        time.sleep(0.05)
     raise TimeoutError(f"{base_url}/readyz did not answer in {START_TIMEOUT_S:.0f} s")
 
 
@@ -187,6 +187,15 @@ def title(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
+
+
+def is_ready(base_url: str) -> bool:
+    """GET /readyz is 200."""
+    try:
+        with urllib.request.urlopen(f"{base_url}/readyz", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def _kill(pids: list[int]) -> None:

@@ -30,6 +30,7 @@ class Told:
     budget_nusd: int
     cost_nusd: int = 0  # sum of the answers' own words
     decisions: list[str] = field(default_factory=list)  # of answers that came whole
+    num_turns: int = 0  # asked for
     num_refused: int = 0
 
 
@@ -45,10 +46,13 @@ class Traffic:
     budget_usd: tuple[float, float]
     stream_share: float
     max_tokens: int = 64
-    hang_up_share: float = 0.0  # of streams, after the first chunk
+    hang_up_share: float = 0.0  # of requests without a key, ...
+    hang_up_within_s: float = 1.0  # ... at any moment of this time
     key_share: float = 0.0  # of requests that have an idempotency key: these are repeated when they fail
     headers: dict[str, str] = field(default_factory=dict)
     max_sessions: int | None = None
+    turns_per_session: int | None = None  # after which it is replaced, spent or not
+    rate_per_s: float = 0.0  # of all turns together, evenly; 0: clients never pause
     no_answer_s: float = 30.0
     sessions: list[Told] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)  # statuses, and names of failures
@@ -59,7 +63,7 @@ class Traffic:
 
     async def run(self, seconds: float) -> None:
         self._live = [self._open() for _ in range(self.num_live)]
-        self._until_s = time.monotonic() + seconds
+        self._until_s, self._num_moved = time.monotonic() + seconds, 0
         timeout = aiohttp.ClientTimeout(total=self.no_answer_s)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
             await asyncio.gather(*(self._client(http, number) for number in range(self.num_clients)))
@@ -80,10 +84,24 @@ class Traffic:
         self.sessions.append(told)
         return told
 
+    def _replace(self, told: Told) -> None:
+        if told in self._live:
+            self._live.remove(told)
+            if self.max_sessions is None or len(self.sessions) < self.max_sessions:
+                self._live.append(self._open())
+
     async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
-        base_url = self.base_urls[number % len(self.base_urls)]
+        turn, begun_s = 0, time.monotonic()
         while time.monotonic() < self._until_s and self._live:
-            await self._turn(http, base_url, self._live[int(self.rng.integers(len(self._live)))])
+            if self.rate_per_s:
+                due_s = begun_s + (turn * self.num_clients + number) / self.rate_per_s
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            told = self._live[int(self.rng.integers(len(self._live)))]
+            told.num_turns += 1
+            if told.num_turns == self.turns_per_session:
+                self._replace(told)
+            await self._turn(http, self.base_urls[(number + self._num_moved) % len(self.base_urls)], told)
+            turn += 1
 
     async def _turn(self, http: aiohttp.ClientSession, base_url: str, told: Told) -> None:
         """One turn; with a key, until it is answered, and then once more for the stored answer."""
@@ -121,18 +139,15 @@ class Traffic:
         }
         body = {"messages": [{"role": "user", "content": question}], "max_tokens": self.max_tokens, "stream": stream}
         body |= {"stream_options": {"include_usage": True}} if stream else {}
-        hangs_up = stream and not more_headers and self.rng.random() < self.hang_up_share
+        hangs_up = not more_headers and self.rng.random() < self.hang_up_share
+        clock = asyncio.timeout(self.rng.uniform(0, self.hang_up_within_s) if hangs_up else None)
         try:
             url = f"{base_url}/v1/chat/completions"
-            async with http.post(url, json=body, headers=headers) as response:
-                if hangs_up and response.status == 200:
-                    await response.content.readany()
-                    response.close()
-                    self.outcomes["hung_up"] += 1
-                    return None
+            async with clock, http.post(url, json=body, headers=headers) as response:
                 raw = await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            self.outcomes[type(error).__name__] += 1
+            self.outcomes["hung_up" if clock.expired() else type(error).__name__] += 1
+            self._num_moved += isinstance(error, aiohttp.ClientConnectorError)  # to another replica, all of us
             await asyncio.sleep(PAUSE_S)
             return None
         if response.status != 200:
@@ -153,13 +168,11 @@ class Traffic:
         self.outcomes[str(status)] += 1
         if status != 402:
             self.samples.setdefault(str(status), raw[:300].decode(errors="replace"))
-        if status == 402:
+        else:
             told.num_refused += 1
             is_spent = json.loads(raw)["error"]["reserved_usd"] == 0
-            if (is_spent or told.num_refused >= MAX_REFUSALS) and told in self._live:
-                self._live.remove(told)
-                if self.max_sessions is None or len(self.sessions) < self.max_sessions:
-                    self._live.append(self._open())
+            if is_spent or told.num_refused >= MAX_REFUSALS:
+                self._replace(told)
         await asyncio.sleep(PAUSE_S)
 
 

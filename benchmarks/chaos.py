@@ -6,6 +6,7 @@ A provider that uses every token it may answers 64 parallel clients that share 5
 by a new one. Phases, each with both stores:
 
 whole, stream  nothing fails
+hang-ups       half of the clients hang up at any moment: every attempt is ended at once, none waits for its lease
 kills          replicas, the Serve controller and Redis are killed with SIGKILL at random; the provider fails now and
                then and clients hang up; in the end everything is killed at once. After a restart and the leases' time,
                the ledger's books are compared with the provider's log and with what clients were told.
@@ -27,14 +28,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import numpy as np
 import tyro
-from _books import billed_nusd, compare, prices_of, read_calls, wait_until_quiet
+from _books import billed_nusd, compare, least_nusd, prices_of, read_calls, wait_until_quiet
 from _processes import machine
 from _servers import RayServe, Server, UvicornReplicas
-from _traffic import Traffic
+from _traffic import QUESTIONS, Traffic
 
 from seqroute_ray.serving.config import ServingConfig, load_config
 from seqroute_ray.serving.ledgers.factory import open_ledger
@@ -52,10 +54,10 @@ FAULTS = {
     "no-usage": 0.01,
 }
 TIMEOUTS = {
-    "upstream_timeout_s": 6.0,
+    "upstream_timeout_s": 4.0,
     "upstream_first_byte_timeout_s": 3.0,
     "upstream_silence_timeout_s": 1.5,
-    "lease_margin_s": 2.0,
+    "lease_margin_s": 1.0,
     "reaper": {"interval_s": 1.0},
 }
 MAX_TOKENS = 400  # with kills and hang-ups: more than what is charged unseen
@@ -116,9 +118,9 @@ class Bench:
         async with aiohttp.ClientSession(raise_for_status=True) as http, http.put(url, json=rates):
             pass
 
-    async def calm(self, name: str, stream_share: float) -> dict[str, Any]:
+    async def calm(self, name: str, stream_share: float, **more: Any) -> dict[str, Any]:
         seconds = 2.0 if self.chosen.quick else self.chosen.calm_s
-        return await self.measure(name, self.traffic(name, stream_share), seconds)
+        return await self.measure(name, self.traffic(name, stream_share, **more), seconds)
 
     async def measure(self, name: str, traffic: Traffic, seconds: float, *, with_kills: bool = False) -> dict[str, Any]:
         """Run the traffic, then compare all books."""
@@ -144,9 +146,28 @@ class Bench:
             **compared.to_json(),
             "seconds": round(time.monotonic() - begun_s, 1),
         }
+        if with_kills:
+            await self.set_faults({})
+            report["spent_session_resumed"] = await self.resume(traffic)
         report["broken"] += broken_otherwise(report, with_kills)
         say(report)
         return report
+
+    async def resume(self, traffic: Traffic) -> bool:
+        """A session that was spent before everything was killed is still refused, and goes on with a raised budget."""
+        body = {"messages": [{"role": "user", "content": QUESTIONS[0]}], "max_tokens": traffic.max_tokens}
+        least_usd = least_nusd(prices_of(self.config)) / 1e9
+        async with aiohttp.ClientSession(self.server.base_urls[0]) as http:
+            for told in traffic.sessions:
+                session = f"/v1/sessions/{quote(told.session_id)}"
+                if not told.num_refused or (await (await http.get(session)).json())["remaining_usd"] >= least_usd:
+                    continue
+                headers = {"x-session-id": told.session_id}
+                before = await http.post("/v1/chat/completions", json=body, headers=headers)
+                put = await http.put(session, json={"budget_usd": (told.budget_nusd + 10**7) / 1e9})
+                after = await http.post("/v1/chat/completions", json=body, headers=headers)
+                return (before.status, put.status, after.status) == (402, 200, 200)
+        return False
 
     async def kill_at_random(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds
@@ -218,8 +239,12 @@ class Bench:
 def broken_otherwise(report: dict[str, Any], with_kills: bool) -> list[str]:
     """Promises beside those of the books."""
     broken = ["keys_answered_twice"] if report["keys_answered_twice"] else []
+    if not report.get("spent_session_resumed", True):
+        broken.append("a spent session was not refused, or not resumed by a raised budget")
     if not with_kills and report["errors"]:
         broken.append("errors")
+    if not with_kills and report["expired_attempts"]:
+        broken.append("an attempt was left to its lease though nothing was killed")
     if with_kills and report["num_exhausted"] < MIN_EXHAUSTED * report["num_sessions"]:
         broken.append("too few sessions ran out of money to tell")
     return broken
@@ -255,6 +280,8 @@ def make_server(kind: str, config: Path, flags: tuple[str, ...]) -> Server:
 async def run_store(bench: Bench, store: str) -> list[dict[str, Any]]:
     chosen, name = bench.chosen, f"{store}/{bench.chosen.kind}"
     reports = [await bench.calm(f"{name}/whole", 0.0), await bench.calm(f"{name}/stream", 1.0)]
+    hanging_up = {"hang_up_share": 0.5, "hang_up_within_s": 0.4, "max_tokens": MAX_TOKENS}
+    reports.append(await bench.calm(f"{name}/hang-ups", 0.7, **hanging_up))
     await bench.set_faults(FAULTS)
     traffic = bench.traffic(f"{name}/kills", 0.5, hang_up_share=0.05, key_share=0.1, max_tokens=MAX_TOKENS)
     kill_s = 5.0 if chosen.quick else chosen.kill_s
