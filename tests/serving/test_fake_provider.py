@@ -18,7 +18,7 @@ from seqroute_ray.serving.usage import Tally, Usage
 from .fake_provider import FAULTS, WORD, checked_rates, running_fake_provider
 
 FIELDS = {"messages": [{"role": "user", "content": "What is 7 times 6?"}]}
-PROMPT_TOKENS = prompt_tokens_bound(FIELDS)
+PROMPT_TOKENS = estimate(extra_texts(FIELDS), [message_text(each) for each in FIELDS["messages"]]).bound
 MAX_TOKENS = 36  # four chunks of 8 tokens, and a rest
 SENT_TOKENS = 32  # in the first half of the eight events of its stream
 TIMEOUTS = UpstreamTimeouts(connect_s=10, first_byte_s=20, silence_s=20, total_s=30)
