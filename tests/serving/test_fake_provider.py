@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from seqroute_ray.serving.config import UpstreamConfig, UpstreamTimeouts
+from seqroute_ray.serving.prompt_tokens import estimate, extra_texts, message_text
 from seqroute_ray.serving.upstream import UpstreamClient, UpstreamError, UpstreamFault
 from seqroute_ray.serving.usage import Tally, Usage
 
