@@ -99,7 +99,7 @@ class RedisClient:
         deadline_s, delay_s = time.monotonic() + PATIENCE_S, MIN_DELAY_S
         while True:
             try:
-                return await work()
+                return await _cancellable(work)
             except AuthenticationError:
                 raise LedgerUnavailable(f"Redis at {self.place} refuses the password") from None
             except (ConnectionError, TimeoutError, ReadOnlyError, OSError) as error:
@@ -137,3 +137,14 @@ class RedisClient:
         except RedisError:
             return "unknown"
         return str(settings.get("appendfsync", "unknown"))
+
+
+async def _cancellable(work: Callable[[], Awaitable[Any]]) -> Any:
+    """The work's result; cancels the task again where the work swallowed that, as wait_for of Python 3.11 may."""
+    task = asyncio.current_task()
+    num_before = task.cancelling() if task else 0
+    try:
+        return await work()
+    finally:
+        if task and task.cancelling() > num_before:
+            raise asyncio.CancelledError

@@ -56,6 +56,23 @@ async def test_parallel_turns_are_numbered_without_gaps(place: str) -> None:
         assert (await ledger.account("s")).num_turns == len(stores)
 
 
+async def test_a_task_that_is_cancelled_at_any_moment_of_a_call_ends(place: str) -> None:
+    async with session_of(place, 100) as ledger:
+
+        async def ask_for_ever() -> None:
+            while True:
+                await ledger.account("s")
+                await ledger.raise_budget("s", 100)
+
+        for num_steps in range(300):
+            task = asyncio.create_task(ask_for_ever())
+            for _ in range(num_steps % 60):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait({task}, timeout=10)
+            assert task.cancelled()
+
+
 async def test_a_call_that_was_cancelled_is_booked_or_not_but_never_in_part(place: str) -> None:
     async with session_of(place, 1000) as ledger:
         tasks = [asyncio.create_task(ledger.reserve("s", f"a{number}", "m", 10, LEASE_S)) for number in range(40)]
