@@ -53,7 +53,7 @@ class GroupCommit:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._waiting.append(_Asked(operation, future))
-        if self._committing is None:
+        if self._committing is None or self._committing.done():
             self._committing = loop.create_task(self._commit_all())
         return await future
 
@@ -61,7 +61,7 @@ class GroupCommit:
         """Run what was accepted, then close the connection."""
         self._closed = True
         if self._committing is not None:
-            await self._committing
+            await asyncio.wait([self._committing])
         self._thread.shutdown()
         self._db.close()
 
@@ -76,7 +76,6 @@ class GroupCommit:
                     future.set_result(value)
                 else:
                     future.set_exception(error)
-        self._committing = None
 
     async def _commit(self, batch: list[_Asked]) -> list[_Done]:
         in_thread = asyncio.get_running_loop().run_in_executor
@@ -85,10 +84,10 @@ class GroupCommit:
                 await in_thread(self._thread, _begin, self._db)
             done = [self._run(asked) for asked in batch]
             await in_thread(self._thread, self._db.execute, "COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:  # whatever it is, nobody may wait for ever
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            unavailable = LedgerUnavailable(f"the ledger's file cannot be used ({error}); nothing was changed")
+            unavailable = LedgerUnavailable(f"the ledger's file cannot be used ({error})")
             return [_Done(asked.future, None, unavailable) for asked in batch]
         return done
 

@@ -21,13 +21,14 @@ from redis.exceptions import (
 )
 
 from seqroute_ray.core.errors import ConfigError, LedgerUnavailable
+from seqroute_ray.serving.ledgers.redis_pipeline import RedisPipeline, Word
 from seqroute_ray.serving.ledgers.redis_scripts import Script
 
 SCHEMA_VERSION = 1
 PREFIX = "seqroute:"
 PATIENCE_S = 10.0  # how long calls are repeated while Redis does not answer: a restart takes a few seconds
 CALL_TIMEOUT_S = 2.0  # of one try
-MAX_CONNECTIONS = 64  # of one process
+MAX_CONNECTIONS = 16  # of one process; most commands share two
 MIN_DELAY_S, MAX_DELAY_S = 0.01, 0.5
 
 # Keys that all sessions share; see redis_scripts.
@@ -61,7 +62,7 @@ class RedisClient:
         settings = pool.connection_kwargs
         self.place = f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db', 0)}"
         self.redis = aioredis.Redis(connection_pool=pool)
-        self._execute: Callable[..., Awaitable[Any]] = self.redis.execute_command
+        self._pipeline = RedisPipeline(self.redis)
 
     async def check(self) -> None:
         """Raises ConfigError on a Redis that may forget what it granted, or that a newer release wrote to."""
@@ -73,7 +74,7 @@ class RedisClient:
         if await self._appendfsync() != "always":
             logger.warning("event=ledger_may_lose_a_second redis=%s remedy='set appendfsync always'", self.place)
 
-    async def run(self, script: Script, session_id: str, *args: str | bytes | int | float) -> Any:
+    async def run(self, script: Script, session_id: str, *args: Word) -> Any:
         """Its answer. Raises LedgerUnavailable."""
         keys = [self.key(name, session_id) for name in script.keys]
 
@@ -82,9 +83,9 @@ class RedisClient:
         except NoScriptError:  # new to this Redis, or to this run of it
             return await self.ask("EVAL", script.text, len(keys), *keys, *args)
 
-    async def ask(self, *command: str | bytes | int | float) -> Any:
+    async def ask(self, *command: Word) -> Any:
         """The answer to one command that is safe to repeat. Raises LedgerUnavailable."""
-        return await self.patiently(lambda: self._execute(*command))
+        return await self.patiently(lambda: self._pipeline.ask(*command))
 
     @staticmethod
     def key(name: str, session_id: str) -> str:
@@ -99,7 +100,7 @@ class RedisClient:
         deadline_s, delay_s = time.monotonic() + PATIENCE_S, MIN_DELAY_S
         while True:
             try:
-                return await work()
+                return await _cancellable(work)
             except AuthenticationError:
                 raise LedgerUnavailable(f"Redis at {self.place} refuses the password") from None
             except (ConnectionError, TimeoutError, ReadOnlyError, OSError) as error:
@@ -113,6 +114,7 @@ class RedisClient:
             delay_s = min(2 * delay_s, MAX_DELAY_S)
 
     async def close(self) -> None:
+        await self._pipeline.close()
         await self.redis.aclose()
         await self.redis.connection_pool.disconnect()
 
@@ -137,3 +139,14 @@ class RedisClient:
         except RedisError:
             return "unknown"
         return str(settings.get("appendfsync", "unknown"))
+
+
+async def _cancellable(work: Callable[[], Awaitable[Any]]) -> Any:
+    """The work's result; cancels the task again where the work swallowed that, as wait_for of Python 3.11 may."""
+    task = asyncio.current_task()
+    num_before = task.cancelling() if task else 0
+    try:
+        return await work()
+    finally:
+        if task and task.cancelling() > num_before:
+            raise asyncio.CancelledError

@@ -25,7 +25,7 @@ from seqroute_ray.core.ledger import (
 )
 from seqroute_ray.serving.ledgers import sqlite_writes as writes
 from seqroute_ray.serving.ledgers.group_commit import GroupCommit, Operation
-from seqroute_ray.serving.ledgers.sqlite_answers import claim_key, disclaim_key, keep_answer, prune_answers
+from seqroute_ray.serving.ledgers.sqlite_answers import claim_key, disclaim_key, drop_some_answers, keep_answer
 from seqroute_ray.serving.ledgers.sqlite_file import open_file, open_for_reading
 from seqroute_ray.serving.ledgers.sqlite_rows import (
     account_of,
@@ -36,6 +36,8 @@ from seqroute_ray.serving.ledgers.sqlite_rows import (
     overdue_attempts,
     session_log_of,
 )
+
+_PAGE = 50  # attempts that one operation expires: nobody should wait long for it
 
 T = TypeVar("T")
 
@@ -100,9 +102,13 @@ class SqliteLedger:
     async def expire(self, now_s: float, max_attempts: int = 1000) -> list[Attempt]:
         if not self._read(lambda db: overdue_attempts(db, now_s, 1)):
             return []  # most of the time: costs no commit
-        return await self._writer.run(
-            lambda db: [writes.expire(db, attempt) for attempt in overdue_attempts(db, now_s, max_attempts)]
-        )
+        expired: list[Attempt] = []
+        while num_wanted := min(_PAGE, max_attempts - len(expired)):
+            page = await self._writer.run(lambda db: writes.expire_some(db, now_s, num_wanted))
+            expired += page
+            if len(page) < num_wanted:
+                break
+        return expired
 
     async def claim(
         self, session_id: str, key: str, body_hash: str, lease_s: float
@@ -140,7 +146,12 @@ class SqliteLedger:
         return self._read(lambda db: session_log_of(db, session_id))
 
     async def prune(self, now_s: float, *, answers_max_age_s: float, answers_max_bytes: int) -> int:
-        return await self._writer.run(lambda db: prune_answers(db, now_s, answers_max_age_s, answers_max_bytes))
+        num_dropped = 0
+        while page := await self._writer.run(
+            lambda db: drop_some_answers(db, now_s, answers_max_age_s, answers_max_bytes)
+        ):
+            num_dropped += page
+        return num_dropped
 
     async def ping(self) -> None:
         self._read(lambda db: db.execute("SELECT 1 FROM accounts LIMIT 1").fetchone())

@@ -5,6 +5,8 @@ import sqlite3
 
 from seqroute_ray.core.ledger import Claim, StoredAnswer
 
+PAGE = 100  # dropped by one operation: nobody should wait long for it
+
 
 def claim_key(
     db: sqlite3.Connection, place: tuple[str, str], body_hash: str, now_s: float, lease_s: float
@@ -41,15 +43,22 @@ def keep_answer(db: sqlite3.Connection, session_id: str, key: str, answer: Store
     )
 
 
-def prune_answers(db: sqlite3.Connection, now_s: float, max_age_s: float, max_bytes: int) -> int:
-    """Drop what is older, then the oldest above the size; a key in flight stays until its lease has run out."""
+def drop_some_answers(db: sqlite3.Connection, now_s: float, max_age_s: float, max_bytes: int) -> int:
+    """Drop up to PAGE that are older, else up to PAGE of the oldest above the size; a key in flight has its lease."""
     old = db.execute(
-        "DELETE FROM answers WHERE at_s < ? AND (status IS NOT NULL OR lease_until_s < ?)", (now_s - max_age_s, now_s)
+        "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE at_s < ? "
+        "AND (status IS NOT NULL OR lease_until_s < ?) LIMIT ?)",
+        (now_s - max_age_s, now_s, PAGE),
     )
-    too_many = db.execute(
-        "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM (SELECT rowid, num_bytes, "
-        "sum(num_bytes) OVER (ORDER BY at_s DESC, rowid DESC) AS num_newer FROM answers) "
-        "WHERE num_newer > ? AND num_bytes > 0)",
-        (max_bytes,),
-    )
-    return old.rowcount + too_many.rowcount
+    if old.rowcount:
+        return old.rowcount
+    num_bytes = db.execute("SELECT coalesce(sum(num_bytes), 0) FROM answers").fetchone()[0]
+    oldest = "SELECT rowid, num_bytes FROM answers WHERE num_bytes > 0 ORDER BY at_s, rowid LIMIT ?"
+    above = list[tuple[int]]()
+    for rowid, its_bytes in db.execute(oldest, (PAGE,)):
+        if num_bytes <= max_bytes:
+            break
+        num_bytes -= its_bytes
+        above.append((rowid,))
+    db.executemany("DELETE FROM answers WHERE rowid = ?", above)
+    return len(above)

@@ -26,7 +26,7 @@ from seqroute_ray.core.ledger import (
     used_decision,
 )
 from seqroute_ray.serving.ledgers.sqlite_file import pack_doubles
-from seqroute_ray.serving.ledgers.sqlite_rows import account_of, attempt_of
+from seqroute_ray.serving.ledgers.sqlite_rows import account_of, attempt_of, overdue_attempts
 
 # Gives a session the next number of the decision log. Only one transaction writes, so numbers are committed in order.
 _NEXT = "log_number = (SELECT coalesce(max(log_number), 0) + 1 FROM accounts)"
@@ -98,7 +98,11 @@ def correct(db: sqlite3.Connection, attempt: Attempt, cost_nusd: int) -> Account
     return _book(db, account_of(db, attempt.session_id), "correct", attempt.attempt_id, change)
 
 
-def expire(db: sqlite3.Connection, attempt: Attempt) -> Attempt:
+def expire_some(db: sqlite3.Connection, now_s: float, max_attempts: int) -> list[Attempt]:
+    return [_expire(db, attempt) for attempt in overdue_attempts(db, now_s, max_attempts)]
+
+
+def _expire(db: sqlite3.Connection, attempt: Attempt) -> Attempt:
     expired = replace(attempt, state=AttemptState.EXPIRED, cost_nusd=attempt.amount_nusd)
     _update(db, expired)
     _book(db, account_of(db, attempt.session_id), "expire", attempt.attempt_id, expiring(attempt))

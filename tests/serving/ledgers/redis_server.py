@@ -1,5 +1,6 @@
 """A real redis-server of its own port and folder, that can be killed and started again."""
 
+import atexit
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ class RedisServer:
         self._folder = folder
         self._settings = {"appendonly": "yes", "appendfsync": "always", "save": ""} | settings
         self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.kill)  # of a test that failed
 
     def start(self) -> "RedisServer":
         program = shutil.which("redis-server")

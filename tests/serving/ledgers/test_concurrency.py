@@ -3,6 +3,7 @@
 import asyncio
 
 from seqroute_ray.core.errors import LedgerError
+from seqroute_ray.core.ledger import Account
 from seqroute_ray.serving.ledgers.audit import problems_of
 from tests.serving.ledgers.contenders import AMOUNT_NUSD, BUDGET_NUSD, NUM_FITTING, num_grants
 from tests.serving.ledgers.support import FAR_S, LEASE_S, opened, session_of, turn_of
@@ -54,6 +55,34 @@ async def test_parallel_turns_are_numbered_without_gaps(place: str) -> None:
         log = await ledger.session_log("s")
         assert [one.record["turn"] for one in log.turns] == list(range(len(stores)))
         assert (await ledger.account("s")).num_turns == len(stores)
+
+
+async def test_a_call_that_cannot_be_written_fails_alone(place: str) -> None:
+    async with session_of(place, 100) as ledger:
+        texts = ("a", "\ud800", "b")  # half a character
+        calls = (ledger.reserve("s", text, "m", 10, LEASE_S) for text in texts)
+        first, failed, last = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(failed, UnicodeEncodeError)
+        assert isinstance(first, Account)
+        assert isinstance(last, Account)
+        assert (await ledger.account("s")).reserved_nusd == 20
+
+
+async def test_a_task_that_is_cancelled_at_any_moment_of_a_call_ends(place: str) -> None:
+    async with session_of(place, 100) as ledger:
+
+        async def ask_for_ever() -> None:
+            while True:
+                await ledger.account("s")
+                await ledger.raise_budget("s", 100)
+
+        for num_steps in range(300):
+            task = asyncio.create_task(ask_for_ever())
+            for _ in range(num_steps % 60):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait({task}, timeout=10)
+            assert task.cancelled()
 
 
 async def test_a_call_that_was_cancelled_is_booked_or_not_but_never_in_part(place: str) -> None:

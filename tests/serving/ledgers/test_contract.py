@@ -183,6 +183,17 @@ async def test_what_ended_is_not_expired(place: str) -> None:
         assert money(await ledger.account("s")) == (100, 15, 0, 0)
 
 
+async def test_many_orphans_and_many_old_answers_go_in_one_call(place: str) -> None:
+    async with session_of(place, 10_000) as ledger:
+        for number in range(120):
+            await ledger.reserve("s", f"a{number}", "m", 1, -1.0)
+            await ledger.claim("s", f"k{number}", "hash", -1.0)
+        assert len(await ledger.expire(FAR_S, max_attempts=110)) == 110
+        assert len(await ledger.expire(FAR_S)) == 10
+        assert (await ledger.account("s")).spent_nusd == 120
+        assert await ledger.prune(time.time() + 10, answers_max_age_s=1.0, answers_max_bytes=1) == 120
+
+
 async def test_expiring_takes_the_longest_overdue_first(place: str) -> None:
     async with session_of(place, 100) as ledger:
         for attempt_id, lease_s in (("late", 30.0), ("first", 10.0), ("second", 20.0)):
