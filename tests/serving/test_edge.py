@@ -109,7 +109,7 @@ def test_nothing_that_is_logged_holds_a_prompt_an_answer_a_key_or_a_sessions_nam
     """All loggers of the process, from DEBUG on, over good, bad, broken, dropped and failed requests."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("SEQROUTE_TEST_KEY", f"{CANARY}-of-the-provider")
-    secrets = {"session_id": f"{CANARY}-session", "user": f"{CANARY}-user", "metadata": {"note": CANARY}}
+    secrets: dict[str, Any] = {"session_id": f"{CANARY}-session", "user": f"{CANARY}-user", "metadata": {"note": CANARY}}
     tool = {"type": "function", "function": {"name": f"{CANARY}-tool", "parameters": {"description": CANARY}}}
 
     async def chats(api: Api) -> None:

@@ -12,6 +12,7 @@ import pytest
 from seqroute_ray.serving.ledgers import group_commit, redis_client
 
 from .ledgers.redis_server import RedisServer
+from .scripted_provider import Step
 from .service_support import account_of, answer, answered, api_over, ask_for, service_over, streamed
 
 
@@ -56,7 +57,7 @@ def test_nothing_is_granted_while_the_ledger_does_not_answer(tmp_path: Path) -> 
 def test_an_answer_that_cannot_be_booked_reaches_its_client_and_is_booked_later(tmp_path: Path, stream: bool) -> None:
     async def scenario() -> tuple[Any, Any, Any, Any]:
         gate = asyncio.Event()
-        script = [gate, *(streamed("yes") if stream else answered())]
+        script: list[Step] = [gate, *(streamed("yes") if stream else answered())]
         async with api_over(tmp_path, script) as api:
             asking = asyncio.create_task(api.chat(stream=stream))
             while not api.provider.bodies:

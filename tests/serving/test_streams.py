@@ -9,13 +9,13 @@ import pytest
 
 from seqroute_ray.serving.sse import SseParser
 
-from .scripted_provider import RESET, STREAM_END, STREAM_HEAD, Script
+from .scripted_provider import RESET, STREAM_END, STREAM_HEAD, Script, Step
 from .service_support import Api, answered, api_over, ending, refused, stalled, streamed, words
 from .support import QUESTIONS, trio
 
 MODEL = trio().names[2]  # 2,500 nano-dollars a prompt token, 10,000 a completion token
-ASK = {"model": MODEL, "stream": True, "max_tokens": 100}
-MESSAGES = {"model": MODEL, "stream": True, "max_tokens": 100, "messages": [{"role": "user", "content": QUESTIONS[0]}]}
+ASK: dict[str, Any] = {"model": MODEL, "stream": True, "max_tokens": 100}
+MESSAGES: dict[str, Any] = {"model": MODEL, "stream": True, "max_tokens": 100, "messages": [{"role": "user", "content": QUESTIONS[0]}]}
 
 
 def events(text: str) -> list[Any]:
@@ -90,7 +90,7 @@ def test_a_client_that_asks_for_usage_also_gets_what_the_turn_cost(tmp_path: Pat
     asyncio.run(scenario())
 
 
-TRUNCATED = [
+TRUNCATED: list[tuple[Script, str]] = [
     ([STREAM_HEAD, *words("one ", "two"), STREAM_END], "upstream_truncated"),
     ([STREAM_HEAD, *words("one ", "two"), RESET], "upstream_truncated"),
 ]
@@ -168,8 +168,8 @@ def test_with_an_idempotency_key_a_dropped_stream_is_completed_and_given_again_b
 ) -> None:
     async def scenario() -> None:
         gate = asyncio.Event()
-        whole = [STREAM_HEAD, *words("one "), *words("two"), *ending(), STREAM_END]
-        slow = [STREAM_HEAD, *words("one "), gate, *words("two"), *ending(), STREAM_END]
+        whole: list[Step] = [STREAM_HEAD, *words("one "), *words("two"), *ending(), STREAM_END]
+        slow: list[Step] = [STREAM_HEAD, *words("one "), gate, *words("two"), *ending(), STREAM_END]
         script = slow if dropped_at == "first chunk" else [gate, *whole]
         async with api_over(tmp_path, script, whole) as api:
             api.headers["idempotency-key"] = "k"
