@@ -126,3 +126,18 @@ def test_a_stream_is_given_again_byte_for_byte(tmp_path: Path) -> None:
         assert (session["num_turns"], session["spent_usd"]) == (1, COST_USD)
 
     asyncio.run(scenario())
+
+
+def test_a_kept_answer_is_given_whatever_became_of_its_session(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with api_over(tmp_path, answered()) as api:
+            first = await keyed(api)
+            await api.call("PUT", "/v1/sessions/s", {"budget_usd": 0.02})
+            raised = await keyed(api)  # it repeats the budget that it was sent with
+            await api.call("DELETE", "/v1/sessions/s")
+            closed, new = await keyed(api), await keyed(api, key="new")
+            again = await keyed(api, key="new")
+        assert raised == closed == (200, "true", first[2])
+        assert new[0] == again[0] == 409  # and not "in flight": the key was given back
+
+    asyncio.run(scenario())

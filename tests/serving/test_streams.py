@@ -15,7 +15,12 @@ from .support import QUESTIONS, trio
 
 MODEL = trio().names[2]  # 2,500 nano-dollars a prompt token, 10,000 a completion token
 ASK: dict[str, Any] = {"model": MODEL, "stream": True, "max_tokens": 100}
-MESSAGES: dict[str, Any] = {"model": MODEL, "stream": True, "max_tokens": 100, "messages": [{"role": "user", "content": QUESTIONS[0]}]}
+MESSAGES: dict[str, Any] = {
+    "model": MODEL,
+    "stream": True,
+    "max_tokens": 100,
+    "messages": [{"role": "user", "content": QUESTIONS[0]}],
+}
 
 
 def events(text: str) -> list[Any]:
