@@ -29,8 +29,9 @@ from seqroute_ray.serving.requests import RequestError
 from seqroute_ray.serving.router import Decision, Router
 from seqroute_ray.serving.settling import Settling
 from seqroute_ray.serving.streams import Stream
-from seqroute_ray.serving.turn import Ask, Embedding, Renderer
+from seqroute_ray.serving.turn import UNREADABLE, Ask, Embedding, Renderer
 from seqroute_ray.serving.upstream import UpstreamClient
+from seqroute_ray.serving.upstream_errors import malformed
 
 INLINE_CHARACTERS = 4000  # of a text that is embedded where it stands: a thread costs as much as its tokens
 LEASE_MARGIN_S = 60.0  # above the longest call: a running attempt is never taken for an orphan
@@ -144,7 +145,11 @@ class TurnService:
     async def _whole(self, started: Started, renderer: Renderer) -> StoredAnswer:
         tally = started.upstream.tally
         paid = self._settling.paid(started, tally)
-        answer = renderer.whole(started.upstream.body, paid)
+        try:
+            answer = renderer.whole(started.upstream.body, paid)
+        except UNREADABLE as error:
+            await self._settling.settle(started, tally, paid)  # the provider worked, whatever it said
+            raise malformed(started.decision.model, "an answer without a message", tally) from error
         key = started.ask.idempotency_key
         await self._settling.settle(started, tally, paid, answer=(key, answer) if key else None)
         return answer

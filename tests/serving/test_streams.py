@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from seqroute_ray.serving.sse import SseParser
+from seqroute_ray.serving.sse import SseParser, encode
 
-from .scripted_provider import RESET, STREAM_END, STREAM_HEAD, Script, Step
+from .scripted_provider import RESET, STREAM_END, STREAM_HEAD, Script, Step, part
 from .service_support import Api, answered, api_over, ending, refused, stalled, streamed, words
 from .support import QUESTIONS, trio
 
@@ -221,5 +221,20 @@ def test_a_stream_that_never_began_is_answered_as_an_error_of_http(tmp_path: Pat
         assert (refusal.status, refusal.body["error"]["code"]) == (502, "upstream_refused")
         assert (no_stream.status, no_stream.body["error"]["code"]) == (502, "upstream_malformed")
         assert session["num_turns"] == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("choices", [[7], [{"delta": "text"}], {"delta": {}}])
+def test_chunks_that_are_no_chat_completion_end_the_stream_and_are_charged(tmp_path: Path, choices: Any) -> None:
+    async def scenario() -> None:
+        odd = part(encode(json.dumps({"id": "c", "choices": choices}).encode()))
+        async with api_over(tmp_path, [STREAM_HEAD, *words("one"), odd, *ending(), STREAM_END]) as api:
+            api.headers["idempotency-key"] = "k"
+            reply = await api.call("POST", "/v1/messages", MESSAGES)
+            session = await api.settled()
+        assert events(reply.body)[-1]["error"]["code"] == "upstream_malformed"
+        assert (session["num_turns"], session["reserved_usd"]) == (1, 0)
+        assert session["spent_usd"] > 0
 
     asyncio.run(scenario())
