@@ -10,18 +10,21 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from seqroute_ray.core.errors import BudgetExhaustedError, NoModelError
+from seqroute_ray.core.errors import BudgetExhaustedError, LedgerUnavailable, NoModelError
+from seqroute_ray.core.ledger import Account
 from seqroute_ray.serving.backoff import backoff_s
 from seqroute_ray.serving.breaker import Breaker
 from seqroute_ray.serving.config import ServingConfig
+from seqroute_ray.serving.late import LateWrites
 from seqroute_ray.serving.metrics import Metrics
 from seqroute_ray.serving.policies import Chosen
 from seqroute_ray.serving.purse import Purse
 from seqroute_ray.serving.refusals import budget_exhausted, no_model
-from seqroute_ray.serving.router import Decision, Prompt, Wish
+from seqroute_ray.serving.router import Decision, Prompt, Router, Wish
 from seqroute_ray.serving.turn import Ask, Embedding
 from seqroute_ray.serving.upstream import UpstreamAnswer, UpstreamClient, UpstreamError
 from seqroute_ray.serving.upstream_errors import not_admitted
@@ -50,8 +53,8 @@ class Started:
 class Attempts:
     """Providers, their circuit breakers, and the order in which they are tried."""
 
-    def __init__(self, config: ServingConfig, upstream: UpstreamClient, metrics: Metrics) -> None:
-        self._config, self._upstream, self._metrics = config, upstream, metrics
+    def __init__(self, config: ServingConfig, upstream: UpstreamClient, metrics: Metrics, late: LateWrites) -> None:
+        self._config, self._upstream, self._metrics, self._late = config, upstream, metrics, late
         self.breaker = Breaker(config.breaker, time.monotonic)
         self._rng, self._num_open = np.random.default_rng(), 0
 
@@ -67,8 +70,25 @@ class Attempts:
         explore: bool = True,
     ) -> Decision:
         """Raises RequestError (402), NoModelError."""
-        request, account = ask.request, purse.account
-        only, because = _only(ask, account.latest.get("model"), chosen.router.artefact.catalog.names)
+        try:
+            return self.choose(ask, chosen.router, embedding, purse.account, limit_nusd, excluded, explore=explore)
+        except BudgetExhaustedError as error:
+            raise budget_exhausted(error, purse.account, limit_nusd, self._metrics) from error
+
+    def choose(
+        self,
+        ask: Ask,
+        router: Router,
+        embedding: Embedding,
+        account: Account,
+        limit_nusd: int | None,
+        excluded: Mapping[str, str] | None = None,
+        *,
+        explore: bool = False,
+    ) -> Decision:
+        """Raises BudgetExhaustedError, NoModelError."""
+        request = ask.request
+        only, because = _only(ask, account.latest.get("model"), router.artefact.catalog.names)
         wish = Wish(
             max_tokens=request.max_tokens,
             lambda_per_usd=ask.knobs.lambda_per_usd,
@@ -84,10 +104,7 @@ class Attempts:
             task_type=ask.knobs.task_type,
             cached_tokens=_cached_tokens(ask),
         )
-        try:
-            return chosen.router.choose(embedding, account, prompt, wish)
-        except BudgetExhaustedError as error:
-            raise budget_exhausted(error, account, limit_nusd, self._metrics) from error
+        return router.choose(embedding, account, prompt, wish)
 
     async def start(self, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse) -> Started:
         """The first provider that answers. Raises RequestError, UpstreamError."""
@@ -150,6 +167,9 @@ class Attempts:
                 lost = error
                 await purse.refresh()
                 continue
+            except LedgerUnavailable:
+                self._late.write_later(attempt_id, partial(purse.forget, attempt_id))
+                raise
             self._metrics.add("reserved_usd", decision.reserve_nusd / 1e9)
             return attempt_id, decision
         raise budget_exhausted(lost, purse.account, await turn_limit_nusd(ask, purse), self._metrics)
@@ -192,10 +212,10 @@ class Attempts:
         self._metrics.add("reserved_usd", -decision.reserve_nusd / 1e9)
         logger.warning("upstream_failed model=%s error=%s charged=%s", decision.model, kind, charged)
         if charged:
-            await purse.settle(attempt_id, decision.reserve_nusd)
             self._metrics.add("spent_usd", decision.reserve_nusd / 1e9, model=decision.model)
+            await self._late.write(attempt_id, partial(purse.settle, attempt_id, decision.reserve_nusd))
         else:
-            await purse.release(attempt_id)
+            await self._late.write(attempt_id, partial(purse.release, attempt_id))
 
 
 async def turn_limit_nusd(ask: Ask, purse: Purse) -> int | None:

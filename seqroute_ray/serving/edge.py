@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pydantic_core import to_json
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seqroute_ray.serving.metrics import Metrics
@@ -52,6 +52,8 @@ class Edge:
                 await self._refuse_headers(scope, receive, tell)
                 return
             await self._app(scope, receive, tell)
+        except ClientDisconnect:
+            status = 499  # it left before its request was whole: nobody is left to answer
         except Exception:  # raised again: a bug, which the server answers with a 500
             status = 500
             raise

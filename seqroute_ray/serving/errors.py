@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from seqroute_ray.core.errors import LedgerUnavailable, SeqRouteError
+from seqroute_ray.core.errors import LedgerError, LedgerUnavailable, SeqRouteError
 from seqroute_ray.serving import anthropic_schema, openai_schema
 from seqroute_ray.serving.requests import RequestError
 from seqroute_ray.serving.upstream import UpstreamError
@@ -39,6 +39,8 @@ def as_request_error(error: Exception) -> RequestError:
         return _of_upstream(error)
     if isinstance(error, LedgerUnavailable):
         return RequestError(str(error), status=503, code="ledger_unavailable", retry_after_s=LEDGER_RETRY_S)
+    if isinstance(error, LedgerError):  # such as a session that was closed while its turn ran
+        return RequestError(str(error), status=409, code="ledger_conflict")
     if isinstance(error, HTTPException):
         codes = {404: "not_found", 405: "method_not_allowed"}
         return RequestError(

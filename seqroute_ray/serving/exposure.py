@@ -41,6 +41,10 @@ def is_loopback(host: str) -> bool:
 
 def _host_of_serve() -> str:
     """Of the Serve instance that is running; loopback, its default, where there is none yet."""
+    import ray
+
+    if not ray.is_initialized():  # asking would start one
+        return "127.0.0.1"
     from ray.serve.context import _get_global_client  # no public way tells
 
     client = _get_global_client(raise_if_no_controller_running=False)

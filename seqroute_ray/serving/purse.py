@@ -5,9 +5,10 @@ first: a kill in between leaves money held too long, never spent twice, and the 
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
-from seqroute_ray.core.errors import BudgetExhaustedError, UnknownSessionError
+from seqroute_ray.core.errors import BudgetExhaustedError, LedgerError, UnknownSessionError
 from seqroute_ray.core.ledger import Account, Ledger, StoredAnswer, TurnRecord
 
 
@@ -78,10 +79,22 @@ class Purse:
         self.account = await self._ledger.settle(self.session_id, attempt_id, cost_nusd, turn=turn, answer=answer)
         return self.account
 
+    async def forget(self, attempt_id: str) -> None:
+        """Give back what a reservation may hold that was not confirmed: in the month, the session, both or neither."""
+        for release in (self._release_month, self._release_session):
+            with suppress(LedgerError):  # it holds nothing
+                await release(attempt_id)
+
     async def release(self, attempt_id: str) -> None:
         """Give the attempt's money back."""
+        await self._release_month(attempt_id)
+        await self._release_session(attempt_id)
+
+    async def _release_month(self, attempt_id: str) -> None:
         if self._month is not None:
             await self._ledger.release(self._month.account_id, _in_month(attempt_id))
+
+    async def _release_session(self, attempt_id: str) -> None:
         self.account = await self._ledger.release(self.session_id, attempt_id)
 
 

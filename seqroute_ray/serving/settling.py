@@ -1,6 +1,5 @@
 """The end of an answered attempt: its bill, its record, its charge; late when the ledger does not answer at once."""
 
-import asyncio
 import logging
 import time
 from dataclasses import replace
@@ -8,29 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from seqroute_ray.core.errors import LedgerError, LedgerUnavailable
 from seqroute_ray.core.ledger import StoredAnswer, TurnRecord, summed
 from seqroute_ray.serving.attempts import Started
+from seqroute_ray.serving.late import LateWrites
 from seqroute_ray.serving.metrics import Metrics
 from seqroute_ray.serving.prompt_tokens import MIN_BYTES_PER_TOKEN
 from seqroute_ray.serving.turn import Paid
 from seqroute_ray.serving.usage import Tally
 
-RETRY_S = 1.0
-
 logger = logging.getLogger(__name__)
 
 
 class Settling:
-    """Charges answered attempts. `close` waits for those that are late."""
+    """Charges answered attempts."""
 
-    def __init__(self, metrics: Metrics, patience_s: float, unseen_stream_tokens: int) -> None:
-        self._metrics, self._patience_s = metrics, patience_s
-        self._unseen_tokens = unseen_stream_tokens
-        self._late: set[asyncio.Task[None]] = set()
-
-    async def close(self) -> None:
-        await asyncio.gather(*self._late, return_exceptions=True)
+    def __init__(self, metrics: Metrics, late: LateWrites, unseen_stream_tokens: int) -> None:
+        self._metrics, self._late, self._unseen_tokens = metrics, late, unseen_stream_tokens
 
     def paid(self, started: Started, tally: Tally) -> Paid:
         """What the turn will have cost, before it is booked: the answer says so itself."""
@@ -71,36 +63,11 @@ class Settling:
     async def settle(
         self, started: Started, tally: Tally, paid: Paid, *, answer: tuple[str, StoredAnswer] | None = None
     ) -> None:
-        """Book the turn. When the ledger does not answer it is tried again behind the client's back: the reservation
-        holds the money meanwhile, and the reaper charges it if this replica dies.
-        """
+        """Book the turn; late when the ledger does not answer."""
         self._count(started, paid)
         turn = _record(started, tally, paid)
-        try:
-            await started.purse.settle(started.attempt_id, paid.cost_nusd, turn, answer)
-        except LedgerUnavailable:
-            late = asyncio.create_task(self._settle_late(started, paid.cost_nusd, turn, answer))
-            self._late.add(late)
-            late.add_done_callback(self._late.discard)
-
-    async def _settle_late(
-        self, started: Started, cost_nusd: int, turn: TurnRecord, answer: tuple[str, StoredAnswer] | None
-    ) -> None:
-        self._metrics.add("ledger_lag", 1)
-        deadline_s = time.monotonic() + self._patience_s
-        try:
-            while time.monotonic() < deadline_s:
-                await asyncio.sleep(RETRY_S)
-                try:
-                    await started.purse.settle(started.attempt_id, cost_nusd, turn, answer)
-                    return
-                except LedgerUnavailable:
-                    continue
-            logger.error("settle_given_up attempt=%s: the reaper will charge its reservation", started.attempt_id)
-        except LedgerError as error:
-            logger.error("settle_refused attempt=%s error=%s", started.attempt_id, error)
-        finally:
-            self._metrics.add("ledger_lag", -1)
+        attempt_id, purse = started.attempt_id, started.purse
+        await self._late.write(attempt_id, lambda: purse.settle(attempt_id, paid.cost_nusd, turn, answer))
 
     def _count(self, started: Started, paid: Paid) -> None:
         decision, metrics = started.decision, self._metrics

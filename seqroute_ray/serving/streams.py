@@ -16,8 +16,9 @@ from seqroute_ray.core.ledger import StoredAnswer
 from seqroute_ray.serving.attempts import Started
 from seqroute_ray.serving.metrics import Metrics
 from seqroute_ray.serving.settling import Settling
-from seqroute_ray.serving.turn import Renderer
+from seqroute_ray.serving.turn import UNREADABLE, Renderer
 from seqroute_ray.serving.upstream import UpstreamError
+from seqroute_ray.serving.upstream_errors import malformed
 
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8"}
 
@@ -85,12 +86,19 @@ class Stream:
             if begin := self._keep(self._renderer.begin()):
                 yield begin
             async for payload in self.started.upstream:
-                if chunk := self._keep(self._renderer.chunk(payload)):
+                if chunk := self._keep(self._render(payload)):
                     yield chunk
             last = await self._end()
         except UpstreamError as error:
             last = await self._break_off(error)
         yield last
+
+    def _render(self, payload: bytes) -> bytes:
+        try:
+            return self._renderer.chunk(payload)
+        except UNREADABLE as error:
+            upstream, model = self.started.upstream, self.started.decision.model
+            raise malformed(model, "a chunk of no chat completion", upstream.tally) from error
 
     def _keep(self, chunk: bytes) -> bytes:
         if self.started.ask.idempotency_key is not None:

@@ -18,6 +18,7 @@ from seqroute_ray.serving.requests import TurnRequest
 from seqroute_ray.serving.router import Decision
 
 PRINTABLE = string.punctuation + " "  # of ASCII; a header takes nothing else, so other names are percent-encoded
+UNREADABLE = (LookupError, TypeError, AttributeError, ValueError)  # a renderer's, of JSON that is no chat completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class Paid:
 
 
 class Renderer(Protocol):
-    """How an answer looks in a client's protocol: OpenAI's, Anthropic's."""
+    """How an answer looks in a client's protocol: OpenAI's, Anthropic's. `whole` and `chunk` may raise UNREADABLE."""
 
     def whole(self, body: Mapping[str, Any], paid: Paid) -> StoredAnswer: ...
 

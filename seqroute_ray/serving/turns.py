@@ -9,7 +9,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from seqroute_ray.core.errors import ConfigError, LedgerError, NoModelError, SeqRouteError, UnknownSessionError
+from seqroute_ray.core.errors import (
+    BudgetExhaustedError,
+    ConfigError,
+    LedgerError,
+    NoModelError,
+    SeqRouteError,
+    UnknownSessionError,
+)
 from seqroute_ray.core.ledger import Account, Feedback, StoredAnswer
 from seqroute_ray.serving.attempts import Attempts, Started, turn_limit_nusd
 from seqroute_ray.serving.config import PolicySettings, ServingConfig
@@ -17,6 +24,7 @@ from seqroute_ray.serving.idempotency import Replays
 from seqroute_ray.serving.identity import ledger_session_id
 from seqroute_ray.serving.keys import Caller
 from seqroute_ray.serving.knobs import BUDGET_HEADER
+from seqroute_ray.serving.late import LateWrites
 from seqroute_ray.serving.ledgers.factory import open_ledger
 from seqroute_ray.serving.ledgers.reaper import running_reaper
 from seqroute_ray.serving.loading import followed, load_policies
@@ -25,11 +33,12 @@ from seqroute_ray.serving.policies import Chosen
 from seqroute_ray.serving.purse import Purse, month_of
 from seqroute_ray.serving.refusals import no_model
 from seqroute_ray.serving.requests import RequestError
-from seqroute_ray.serving.router import Decision
+from seqroute_ray.serving.router import Decision, Router
 from seqroute_ray.serving.settling import Settling
 from seqroute_ray.serving.streams import Stream
-from seqroute_ray.serving.turn import Ask, Embedding, Renderer
+from seqroute_ray.serving.turn import UNREADABLE, Ask, Embedding, Renderer
 from seqroute_ray.serving.upstream import UpstreamClient
+from seqroute_ray.serving.upstream_errors import malformed
 
 INLINE_CHARACTERS = 4000  # of a text that is embedded where it stands: a thread costs as much as its tokens
 
@@ -46,8 +55,9 @@ class TurnService:
         self.policies = load_policies(config, config.policy)
         self._lease_s = config.upstream_timeout_s + config.lease_margin_s
         self._upstream = UpstreamClient(config.upstreams, config.upstream_timeouts)
-        self.attempts = Attempts(config, self._upstream, metrics)
-        self._settling = Settling(metrics, self._lease_s, config.unseen_stream_tokens)
+        self._late = LateWrites(metrics, self._lease_s)
+        self.attempts = Attempts(config, self._upstream, metrics, self._late)
+        self._settling = Settling(metrics, self._late, config.unseen_stream_tokens)
         self._running: set[asyncio.Task[Any]] = set()
         self._opened = AsyncExitStack()
 
@@ -67,7 +77,7 @@ class TurnService:
     ) -> None:
         while self._running:
             await asyncio.gather(*self._running, return_exceptions=True)
-        await self._settling.close()
+        await self._late.close()
         await self._opened.aclose()
 
     async def swap(self, settings: PolicySettings) -> None:
@@ -124,6 +134,7 @@ class TurnService:
 
     async def _pay(self, ask: Ask, account: Account, renderer: Renderer) -> StoredAnswer | Stream:
         try:
+            _check_session(account, ask)  # after the claim: an answer that is kept is given whatever became of it
             started = await self._start(ask, account)
             if ask.request.stream:
                 return self._stream(started, renderer)
@@ -141,23 +152,24 @@ class TurnService:
         self.metrics.add("stage_seconds", time.monotonic() - begun_s, stage="first_byte")
         if chosen.shadow is None:
             return started
-        return replace(started, shadow=self._shadow(ask, chosen, embedding, purse))
+        return replace(started, shadow=self._shadow(ask, chosen.shadow, embedding, account))
 
-    def _shadow(self, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse) -> dict[str, str]:
-        """What the other policy would have chosen; its mistakes are its own."""
-        if chosen.shadow is None:
-            return {}
-        other = Chosen(router=chosen.shadow, side=chosen.side, shadow=None)
+    def _shadow(self, ask: Ask, shadow: Router, embedding: Embedding, account: Account) -> dict[str, str]:
+        """What the other policy would have chosen on the account before this turn; its mistakes are its own."""
         try:
-            decision = self.attempts.decide(ask, other, embedding, purse, None, explore=False)
-        except (NoModelError, RequestError) as error:
-            return {"policy_version": chosen.shadow.version, "refused": type(error).__name__}
+            decision = self.attempts.choose(ask, shadow, embedding, account, ask.knobs.max_turn_nusd)
+        except (NoModelError, BudgetExhaustedError) as error:
+            return {"policy_version": shadow.version, "refused": type(error).__name__}
         return {"policy_version": decision.policy_version, "model": decision.model}
 
     async def _whole(self, started: Started, renderer: Renderer) -> StoredAnswer:
         tally = started.upstream.tally
         paid = self._settling.paid(started, tally)
-        answer = renderer.whole(started.upstream.body, paid)
+        try:
+            answer = renderer.whole(started.upstream.body, paid)
+        except UNREADABLE as error:
+            await self._settling.settle(started, tally, paid)  # the provider worked, whatever it said
+            raise malformed(started.decision.model, "an answer without a message", tally) from error
         key = started.ask.idempotency_key
         await self._settling.settle(started, tally, paid, answer=(key, answer) if key else None)
         return answer
@@ -245,11 +257,9 @@ class TurnService:
     async def _open(self, ask: Ask) -> Account:
         """The session's account, opened when it is new. Raises RequestError."""
         try:
-            account = await self.ledger.account(ask.session.session_id)
+            return await self.ledger.account(ask.session.session_id)
         except UnknownSessionError:
-            account = await self.ledger.open(ask.session.session_id, _first_budget_nusd(ask))
-        _check_budget(account, ask)
-        return account
+            return await self.ledger.open(ask.session.session_id, _first_budget_nusd(ask))
 
     async def _peek(self, ask: Ask) -> Account:
         """The session's account, or what it would be when it is new; opens none."""
@@ -257,7 +267,7 @@ class TurnService:
             account = await self.ledger.account(ask.session.session_id)
         except UnknownSessionError:
             return Account(ask.session.session_id, _first_budget_nusd(ask))
-        _check_budget(account, ask)
+        _check_session(account, ask)
         return account
 
     def _spawn(self, work: Coroutine[Any, Any, T] | Awaitable[T]) -> "asyncio.Task[T]":
@@ -276,7 +286,7 @@ def _first_budget_nusd(ask: Ask) -> int:
     return budget_nusd
 
 
-def _check_budget(account: Account, ask: Ask) -> None:
+def _check_session(account: Account, ask: Ask) -> None:
     if account.closed:
         raise RequestError(
             f"session {ask.session.client_id!r} is closed; begin a new one", status=409, code="session_closed"

@@ -12,7 +12,8 @@ from typing import Any
 RESET = "reset"  # break the connection off, as a crashed server does
 STALL = "stall"  # say nothing more until the client hangs up
 Script = Sequence[bytes | str]
-Steps = Sequence[bytes | str | asyncio.Event]  # an event is waited for
+Step = bytes | str | asyncio.Event  # an event is waited for
+Steps = Sequence[Step]
 
 
 @dataclass

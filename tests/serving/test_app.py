@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_local_serve_config_fits_serves_schema_and_our_deployment(tmp_path: Path) -> None:
+    import ray
     from ray.serve.schema import ServeDeploySchema
 
     from seqroute_ray.serving.app import ServeArgs, build_app
@@ -25,7 +26,9 @@ def test_the_local_serve_config_fits_serves_schema_and_our_deployment(tmp_path: 
     assert (ROOT / ServeArgs(**application.args).config).is_file()
     assert schema.http_options.host == "127.0.0.1"
     path = write_settings(tmp_path, settings(tmp_path, random_artefact(trio()), "http://127.0.0.1:9/v1"))
+    had_ray = ray.is_initialized()
     deployment = build_app(ServeArgs(config=str(path)))._bound_deployment
+    assert ray.is_initialized() == had_ray  # looking at what it would listen on starts nothing
     assert [deployment.name] == [each.name for each in application.deployments]
     assert deployment._deployment_config.max_ongoing_requests > 100
 

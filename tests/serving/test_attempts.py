@@ -174,6 +174,25 @@ def test_a_prompt_that_no_model_can_take_is_the_callers_mistake(tmp_path: Path) 
     assert reply.headers["x-should-retry"] == "false"
 
 
+def test_a_session_that_is_closed_while_its_turn_runs_gets_no_second_attempt(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        gate = asyncio.Event()
+        async with api_over(tmp_path, [gate, *refused(500)], answered()) as api:
+            asking = asyncio.create_task(api.chat())
+            while not api.provider.bodies:
+                await asyncio.sleep(0.01)
+            await api.call("DELETE", "/v1/sessions/s")
+            gate.set()
+            reply = await asking
+            session = await api.session()
+        assert (reply.status, reply.body["error"]["code"]) == (409, "ledger_conflict")
+        assert "is closed" in reply.body["error"]["message"]
+        assert (session["spent_usd"], session["reserved_usd"]) == (0, 0)
+        assert len(api.provider.bodies) == 1
+
+    asyncio.run(scenario())
+
+
 def test_a_turn_without_money_is_refused_before_any_call(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with service_over(tmp_path, answered()) as (service, provider):

@@ -109,7 +109,11 @@ def test_nothing_that_is_logged_holds_a_prompt_an_answer_a_key_or_a_sessions_nam
     """All loggers of the process, from DEBUG on, over good, bad, broken, dropped and failed requests."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("SEQROUTE_TEST_KEY", f"{CANARY}-of-the-provider")
-    secrets = {"session_id": f"{CANARY}-session", "user": f"{CANARY}-user", "metadata": {"note": CANARY}}
+    secrets: dict[str, Any] = {
+        "session_id": f"{CANARY}-session",
+        "user": f"{CANARY}-user",
+        "metadata": {"note": CANARY},
+    }
     tool = {"type": "function", "function": {"name": f"{CANARY}-tool", "parameters": {"description": CANARY}}}
 
     async def chats(api: Api) -> None:
@@ -151,6 +155,30 @@ def test_nothing_that_is_logged_holds_a_prompt_an_answer_a_key_or_a_sessions_nam
     assert any("client_dropped" in line for line in records)
     leaks = [line for line in records if CANARY in line or TURN_KEY in line]
     assert leaks == []
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def scenario() -> None:
+        async with api_over(tmp_path, answered()) as api:
+            host, port = api.base_url.removeprefix("http://").split(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nx-request-id: gone\r\ncontent-length: 99\r\n"
+            writer.write(f"{head}\r\n{{".encode())
+            await writer.drain()
+            await asyncio.sleep(0.1)
+            writer.close()
+            async with asyncio.timeout(10):
+                while not any('"gone"' in record.getMessage() for record in caplog.records):
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+    (line,) = [json.loads(record.getMessage()) for record in caplog.records if '"gone"' in record.getMessage()]
+    assert line["status"] == 499
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_bug_is_a_500_with_a_request_id_and_a_line_in_the_log(

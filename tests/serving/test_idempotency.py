@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from .service_support import Api, answered, api_over, refused, streamed
 from .support import QUESTIONS
 
 COST_USD = (5 * 2500 + 7 * 10_000) / 1e9
-PINNED = {"model": "gpt-4o-2024-08-06", "max_tokens": 50}
+PINNED: dict[str, Any] = {"model": "gpt-4o-2024-08-06", "max_tokens": 50}
 
 
 async def keyed(api: Api, key: str = "k", text: str = QUESTIONS[0], **headers: str) -> tuple[int, str, bytes]:
@@ -114,7 +115,7 @@ def test_a_request_that_was_refused_for_want_of_money_frees_its_key(tmp_path: Pa
 def test_a_stream_is_given_again_byte_for_byte(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with api_over(tmp_path, streamed("one ", "two")) as api:
-            fields = {**PINNED, "stream": True, "stream_options": {"include_usage": True}}
+            fields: dict[str, Any] = {**PINNED, "stream": True, "stream_options": {"include_usage": True}}
             first, again = [await api.chat(headers={"idempotency_key": "k"}, **fields) for _ in range(2)]
             session = await api.settled()
         assert first.body == again.body
@@ -123,5 +124,20 @@ def test_a_stream_is_given_again_byte_for_byte(tmp_path: Path) -> None:
         assert again.headers["content-type"] == first.headers["content-type"]
         assert again.headers["x-seqroute-decision"] == first.headers["x-seqroute-decision"]
         assert (session["num_turns"], session["spent_usd"]) == (1, COST_USD)
+
+    asyncio.run(scenario())
+
+
+def test_a_kept_answer_is_given_whatever_became_of_its_session(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with api_over(tmp_path, answered()) as api:
+            first = await keyed(api)
+            await api.call("PUT", "/v1/sessions/s", {"budget_usd": 0.02})
+            raised = await keyed(api)  # it repeats the budget that it was sent with
+            await api.call("DELETE", "/v1/sessions/s")
+            closed, new = await keyed(api), await keyed(api, key="new")
+            again = await keyed(api, key="new")
+        assert raised == closed == (200, "true", first[2])
+        assert new[0] == again[0] == 409  # and not "in flight": the key was given back
 
     asyncio.run(scenario())

@@ -12,13 +12,13 @@ from .support import QUESTIONS, trio
 USER = {"role": "user", "content": QUESTIONS[0]}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "42"}
-TOOL_LOOP = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT]
-REASONED = [
+TOOL_LOOP: list[dict[str, Any]] = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT]
+REASONED: list[dict[str, Any]] = [
     USER,
     {"role": "assistant", "content": "hm", "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]},
     USER,
 ]
-PLAIN = [USER, {"role": "assistant", "content": "yes"}, USER]
+PLAIN: list[dict[str, Any]] = [USER, {"role": "assistant", "content": "yes"}, USER]
 
 
 async def route(api: Api, messages: list[dict[str, Any]], headers: dict[str, str] | None = None, **fields: Any) -> Any:

@@ -36,7 +36,8 @@ def operations(tmp_path_factory: pytest.TempPathFactory, upstream_url: str) -> I
     keys = keys_for("team", default_session_budget_usd=100.0)
     with running_api(load_config(write_settings(folder, {**fields, "keys": keys}))) as base_url:
         schema = schemathesis.openapi.from_url(f"{base_url}/openapi.json")
-        found = (result.ok() for result in schema.get_all_operations())
+        results: Iterator[Any] = iter(schema.get_all_operations())
+        found = (result.ok() for result in results)
         yield {operation.label: operation for operation in found}
 
 

@@ -45,8 +45,8 @@ class Recorded:
     """Sessions with every outcome known, and the tokens that each outcome took."""
 
     sessions: Sessions
-    prompt_tokens: NDArray[np.int64]  # [N, K]
-    completion_tokens: NDArray[np.int64]  # [N, K]
+    prompt_tokens: IntArray  # [N, K]
+    completion_tokens: IntArray  # [N, K]
 
 
 def recorded_sessions(num_sessions: int) -> Recorded:

@@ -79,6 +79,27 @@ def test_a_shadow_only_looks(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_shadow_looks_at_the_money_before_the_turn_and_its_refusals_do_not_count(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        poor = tmp_path / "dear-only"
+        random_artefact(Catalog(trio().models[2:])).save(poor)
+        for artefact, budget_nusd in ((other_policy(tmp_path, seed=2), 10**7), (str(poor), 20_000)):
+            shadow = {"artefact": artefact, "share": 1.0}
+            async with service_over(tmp_path, answered(), **with_policy(tmp_path, shadow=shadow)) as (service, _):
+                ask = ask_for(session=artefact[-5:], decision_id=artefact, budget_nusd=budget_nusd)
+                result = await answer(service, ask)
+                record = await service.decision(artefact, "local")
+                metrics = (service.metrics.exposition() or b"").decode()
+            if budget_nusd == 10**7:  # the turn held all of it
+                assert result["seqroute"]["decision"]["reserve_usd"] > 0.0099
+                assert record["shadow"]["model"] in trio().names
+            else:
+                assert record["shadow"]["refused"] == "BudgetExhaustedError"
+            assert "seqroute_budget_refusals_total{" not in metrics
+
+    asyncio.run(scenario())
+
+
 def test_exploration_is_in_the_record_with_its_propensity(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with service_over(tmp_path, answered(), **with_policy(tmp_path, epsilon=0.6)) as (service, _):

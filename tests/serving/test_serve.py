@@ -36,6 +36,14 @@ def test_mistakes_surface_before_ray_starts(
         pass
 
 
+def test_a_server_without_keys_listens_on_loopback_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = settings(tmp_path, random_artefact(trio()), "https://api.example.com/v1")
+    config = ServeConfig(config=write_settings(tmp_path, fields), host="0.0.0.0")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"host 0\.0\.0\.0 can be reached from the network"), running_server(config):
+        pass
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_serve_routes_a_session_over_http(tmp_path: Path) -> None:

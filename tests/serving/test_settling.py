@@ -12,7 +12,8 @@ import pytest
 from seqroute_ray.serving.ledgers import group_commit, redis_client
 
 from .ledgers.redis_server import RedisServer
-from .service_support import account_of, answer, answered, api_over, ask_for, service_over, streamed
+from .scripted_provider import Step, Steps, whole
+from .service_support import account_of, answer, answered, api_over, ask_for, refused, service_over, streamed
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def test_nothing_is_granted_while_the_ledger_does_not_answer(tmp_path: Path) -> 
 def test_an_answer_that_cannot_be_booked_reaches_its_client_and_is_booked_later(tmp_path: Path, stream: bool) -> None:
     async def scenario() -> tuple[Any, Any, Any, Any]:
         gate = asyncio.Event()
-        script = [gate, *(streamed("yes") if stream else answered())]
+        script: list[Step] = [gate, *(streamed("yes") if stream else answered())]
         async with api_over(tmp_path, script) as api:
             asking = asyncio.create_task(api.chat(stream=stream))
             while not api.provider.bodies:
@@ -74,6 +75,27 @@ def test_an_answer_that_cannot_be_booked_reaches_its_client_and_is_booked_later(
     assert metrics["seqroute_ledger_lag"] == 1
     assert (after["num_turns"], after["reserved_usd"]) == (1, 0)
     assert 0 < after["spent_usd"] < during["reserved_usd"]
+
+
+@pytest.mark.parametrize(("script", "charged"), [(refused(400), False), ([whole(b"<html>")], True)])
+def test_a_failed_call_that_cannot_be_booked_ends_later(tmp_path: Path, script: Steps, charged: bool) -> None:
+    async def scenario() -> None:
+        gate = asyncio.Event()
+        async with api_over(tmp_path, [gate, *script]) as api:
+            asking = asyncio.create_task(api.chat())
+            while not api.provider.bodies:
+                await asyncio.sleep(0.01)
+            with locked(tmp_path):
+                gate.set()
+                reply = await asking
+                during = await api.session()
+            after = await api.settled()
+        assert (reply.status, reply.body["error"]["charged"]) == (502, charged)
+        assert after["spent_usd"] == (during["reserved_usd"] if charged else 0)
+        assert during["reserved_usd"] > 0
+        assert after["num_turns"] == 0
+
+    asyncio.run(scenario())
 
 
 def test_a_server_that_stops_books_first_what_is_late(tmp_path: Path) -> None:

@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 
-from seqroute_ray.serving.sse import SseParser
+from seqroute_ray.serving.sse import SseParser, encode
 
-from .scripted_provider import RESET, STREAM_END, STREAM_HEAD, Script
+from .scripted_provider import RESET, STREAM_END, STREAM_HEAD, Script, Step, part
 from .service_support import Api, answered, api_over, ending, refused, stalled, streamed, words
 from .support import QUESTIONS, trio
 
 MODEL = trio().names[2]  # 2,500 nano-dollars a prompt token, 10,000 a completion token
-ASK = {"model": MODEL, "stream": True, "max_tokens": 100}
-MESSAGES = {"model": MODEL, "stream": True, "max_tokens": 100, "messages": [{"role": "user", "content": QUESTIONS[0]}]}
+ASK: dict[str, Any] = {"model": MODEL, "stream": True, "max_tokens": 100}
+MESSAGES: dict[str, Any] = {
+    "model": MODEL,
+    "stream": True,
+    "max_tokens": 100,
+    "messages": [{"role": "user", "content": QUESTIONS[0]}],
+}
 
 
 def events(text: str) -> list[Any]:
@@ -90,7 +95,7 @@ def test_a_client_that_asks_for_usage_also_gets_what_the_turn_cost(tmp_path: Pat
     asyncio.run(scenario())
 
 
-TRUNCATED = [
+TRUNCATED: list[tuple[Script, str]] = [
     ([STREAM_HEAD, *words("one ", "two"), STREAM_END], "upstream_truncated"),
     ([STREAM_HEAD, *words("one ", "two"), RESET], "upstream_truncated"),
 ]
@@ -168,8 +173,8 @@ def test_with_an_idempotency_key_a_dropped_stream_is_completed_and_given_again_b
 ) -> None:
     async def scenario() -> None:
         gate = asyncio.Event()
-        whole = [STREAM_HEAD, *words("one "), *words("two"), *ending(), STREAM_END]
-        slow = [STREAM_HEAD, *words("one "), gate, *words("two"), *ending(), STREAM_END]
+        whole: list[Step] = [STREAM_HEAD, *words("one "), *words("two"), *ending(), STREAM_END]
+        slow: list[Step] = [STREAM_HEAD, *words("one "), gate, *words("two"), *ending(), STREAM_END]
         script = slow if dropped_at == "first chunk" else [gate, *whole]
         async with api_over(tmp_path, script, whole) as api:
             api.headers["idempotency-key"] = "k"
@@ -216,5 +221,20 @@ def test_a_stream_that_never_began_is_answered_as_an_error_of_http(tmp_path: Pat
         assert (refusal.status, refusal.body["error"]["code"]) == (502, "upstream_refused")
         assert (no_stream.status, no_stream.body["error"]["code"]) == (502, "upstream_malformed")
         assert session["num_turns"] == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("choices", [[7], [{"delta": "text"}], {"delta": {}}])
+def test_chunks_that_are_no_chat_completion_end_the_stream_and_are_charged(tmp_path: Path, choices: Any) -> None:
+    async def scenario() -> None:
+        odd = part(encode(json.dumps({"id": "c", "choices": choices}).encode()))
+        async with api_over(tmp_path, [STREAM_HEAD, *words("one"), odd, *ending(), STREAM_END]) as api:
+            api.headers["idempotency-key"] = "k"
+            reply = await api.call("POST", "/v1/messages", MESSAGES)
+            session = await api.settled()
+        assert events(reply.body)[-1]["error"]["code"] == "upstream_malformed"
+        assert (session["num_turns"], session["reserved_usd"]) == (1, 0)
+        assert session["spent_usd"] > 0
 
     asyncio.run(scenario())

@@ -15,7 +15,7 @@ from seqroute_ray.serving.turns import TurnService
 from seqroute_ray.serving.upstream import UpstreamError
 
 from .scripted_provider import whole
-from .service_support import account_of, answer, answered, ask_for, refused, service_over
+from .service_support import account_of, answer, answered, api_over, ask_for, refused, service_over
 from .support import QUESTIONS, TYPES, trio
 
 SECRET = "not-a-real-key"  # what a test sets as API key
@@ -234,5 +234,22 @@ def test_rendered_answers_carry_what_the_provider_said(tmp_path: Path) -> None:
         body = json.loads(stored.body)  # type: ignore[union-attr]
         assert body["choices"][0]["message"] == {"role": "assistant", "content": "yes"}
         assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 7}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": 7}, {"choices": [{"message": None}]}])
+def test_an_answer_without_a_message_is_charged_and_told_to_clients_that_need_one(tmp_path: Path, body: Any) -> None:
+    async def scenario() -> None:
+        said = {**body, "usage": {"prompt_tokens": 5, "completion_tokens": 7}}
+        async with api_over(tmp_path, [whole(said)]) as api:
+            question = {"messages": [{"role": "user", "content": QUESTIONS[0]}], "model": trio().names[2]}
+            theirs = await api.call("POST", "/v1/messages", {**question, "max_tokens": 20})
+            session = await api.settled()
+            passed_on = await api.call("POST", "/v1/chat/completions", question)
+        assert (theirs.status, theirs.body["error"]["code"]) == (502, "upstream_malformed")
+        assert theirs.body["error"]["charged"]
+        assert (session["spent_usd"], session["num_turns"]) == (82_500 / 1e9, 1)
+        assert passed_on.status == 200  # as the provider said it
 
     asyncio.run(scenario())
