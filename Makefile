@@ -1,4 +1,4 @@
-# make quickstart | test | lint | bench: each makes .venv first, with the pinned versions of constraints.txt.
+# make quickstart | test | lint | audit | bench: each makes .venv first, with the pinned versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint bench bench-quality clean
+
+.PHONY: quickstart test lint audit bench bench-quality clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,12 +23,20 @@ quickstart: $(VENV)/.installed
 	$(BIN)/seqroute quickstart --out runs/quickstart
 
 test: $(VENV)/.installed-dev
+	.ci/install-redis
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --severity-level medium seqroute_ray jobs
+
+# Known vulnerabilities of everything that is pinned; a package that cannot be looked up is a failure too.
+audit: $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 bench-quality: $(VENV)/.installed-dev
 	rm -rf runs/quality runs/ablations runs/add-model

@@ -1,6 +1,6 @@
 """CPU time of one routing decision, and decisions a second in batches, on one core.
 
-    python benchmarks/decision.py [--seed 0]
+    python benchmarks/decision.py [--seed 0] [--ensemble-size 1]
 
 A decision is features, estimates, state, both heads, mask and choice; the embedding is given. One turn at a time it is
 made by core/compiled_policy.py, as serving does; in batches by the batch path; `batch_path_us` is the batch path on one
@@ -15,7 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -45,6 +45,7 @@ NUM_MODELS = 11  # of the widest pool: the first of the bundled ones
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     seed: int = 0
+    ensemble_size: int = 1  # as CqlConfig's: an artefact's network is that many times as wide
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def queries_of(outcomes: Outcomes) -> Queries:
     return Queries(outcomes.embedding.astype(np.float32), outcomes.source, outcomes.prompt_tokens[:, 0])
 
 
-def make_policy(outcomes: Outcomes, rng: np.random.Generator) -> PolicyArtefact:
+def make_policy(outcomes: Outcomes, rng: np.random.Generator, ensemble_size: int) -> PolicyArtefact:
     """A fitted estimator and a random network."""
     log_tokens = np.log(np.maximum(outcomes.completion_tokens, 1))
     seen = Observations(queries_of(outcomes), outcomes.quality.astype(np.float64), log_tokens, outcomes.query_id)
@@ -91,9 +92,10 @@ def make_policy(outcomes: Outcomes, rng: np.random.Generator) -> PolicyArtefact:
         reference_cost_usd=REFERENCE_COST_USD,
         expected_turns_left=tuple(float(x) for x in range(MAX_TURNS, 0, -1)),
     )
+    hidden, risk_hidden = ([ensemble_size * width for width in widths] for widths in (cql.hidden, cql.risk_hidden))
     network = QNetwork(
-        perceptron(rng, [layout.num_context + NUM_AFTER - NUM_RISK, *cql.hidden, 1]),
-        perceptron(rng, [layout.num_context + NUM_AFTER, *cql.risk_hidden, 1]),
+        perceptron(rng, [layout.num_context + NUM_AFTER - NUM_RISK, *hidden, 1]),
+        perceptron(rng, [layout.num_context + NUM_AFTER, *risk_hidden, 1]),
         layout.num_context,
     )
     return PolicyArtefact(
@@ -142,10 +144,10 @@ def cpu_us(work: Callable[..., Any], *arguments: Any) -> float:
     return (time.process_time_ns() - started) / 1e3
 
 
-def measure(models: tuple[str, ...], seed: int) -> dict[str, Any]:
+def measure(models: tuple[str, ...], settings: Settings) -> dict[str, Any]:
     """One pool; batches, single turns and the batch path on single turns take their turns."""
-    outcomes, rng = load_outcomes().select(models), np.random.default_rng(seed)
-    artefact = make_policy(outcomes, rng)
+    outcomes, rng = load_outcomes().select(models), np.random.default_rng(settings.seed)
+    artefact = make_policy(outcomes, rng, settings.ensemble_size)
     asked, compiled = ask(artefact, outcomes, rng), CompiledPolicy(artefact)
     turns, single = [asked.turn(row) for row in range(NUM_TURNS)], [asked.take(slice(i, i + 1)) for i in range(100)]
     actions = [decide(compiled, turn) for turn in turns]
@@ -168,9 +170,9 @@ def measure(models: tuple[str, ...], seed: int) -> dict[str, Any]:
 
 def main(settings: Settings) -> None:
     widest = load_outcomes().catalog.names[:NUM_MODELS]
-    pools = [measure(models, settings.seed) for models in (DEFAULT_POOL, FINDINGS_POOL, widest)]
+    pools = [measure(models, settings) for models in (DEFAULT_POOL, FINDINGS_POOL, widest)]
     figures = {name: [pool[name] for pool in pools] for name in pools[0]}
-    print(json.dumps({**figures, "batch_size": NUM_TURNS, "seed": settings.seed, "machine": machine()}))
+    print(json.dumps({**figures, "batch_size": NUM_TURNS, **asdict(settings), "machine": machine()}))
 
 
 if __name__ == "__main__":

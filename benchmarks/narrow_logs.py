@@ -32,10 +32,9 @@ from seqroute_ray.core.mdp import StateLayout, TurnFeatures, affordable, encode_
 from seqroute_ray.core.money import to_nusd
 from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.training.config import CqlConfig
-from seqroute_ray.training.cql import Heads, cql_loss, make_network, td_targets
+from seqroute_ray.training.cql import Heads, Network, cql_loss, make_network, td_targets
 from seqroute_ray.training.reader import BANKRUPT, NEXT_ALLOWED
 from seqroute_ray.training.relabeled import RelabeledData
-from seqroute_ray.training.train import Network
 
 NUM_SESSIONS = 1000
 CQL = CqlConfig(hidden=(32, 32), risk_hidden=(16, 16), batch_size=256, tau=0.02)  # the MDP is small

@@ -21,6 +21,7 @@ from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig
 from seqroute_ray.quickstart import QuickstartConfig
 from seqroute_ray.serving.ledgers.commands import LedgerCommand
+from seqroute_ray.serving.new_key import NewKeyConfig
 from seqroute_ray.serving.serve import ServeConfig
 from seqroute_ray.training.config import TrainConfig, TuneConfig
 
@@ -137,6 +138,13 @@ def serve(config: Annotated[ServeConfig, Flat]) -> Result:
     return {"stopped": True}
 
 
+def new_key(config: Annotated[NewKeyConfig, Flat]) -> Result:
+    """Make an API key: shown once; the server's settings get its hash."""
+    from seqroute_ray.serving.new_key import new_key
+
+    return new_key(config)
+
+
 def ledger(command: Annotated[LedgerCommand, Flat]) -> Result:
     """Audit a ledger, reconcile it with a provider's bill, or export its decision log."""
     return command.run()
@@ -161,6 +169,7 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "remove-model": remove_model,
     "evaluate": evaluate,
     "serve": serve,
+    "new-key": new_key,
     "ledger": ledger,
     "quickstart": quickstart,
 }

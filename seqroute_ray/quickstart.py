@@ -228,7 +228,7 @@ def _ask(url: str, text: str, budget_usd: float) -> Result:
         "x-session-budget-usd": f"{budget_usd:.9f}",
     }
     request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - our own loopback server
-    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as response:  # nosec B310  # noqa: S310
         answer: Result = json.load(response)
     return answer
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 MAKING = ("sample", "import", "relabel", "train", "calibrate", "add-model", "remove-model")
-COMMANDS = (*MAKING, "evaluate", "serve", "quickstart")
+COMMANDS = (*MAKING, "evaluate", "serve", "ledger", "quickstart")
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -48,6 +48,9 @@ def test_sample_and_import_print_one_json_line_each(tmp_path: Path) -> None:
         (("add-model", "--policy", "absent", "--model", "m", "--out", "x"), 1, "absent: no manifest.json here"),
         (("remove-model", "--policy", "p", "--model", "m", "--out", "p"), 2, "out must be another folder than policy"),
         (("serve", "--config", "absent.yaml"), 2, "absent.yaml: cannot be read"),
+        (("ledger", "audit", "--ledger", "absent.sqlite"), 2, "absent.sqlite: no such file"),
+        (("ledger", "reconcile", "--ledger", "x", "--bill", "absent.csv"), 1, "absent.csv: cannot be read"),
+        (("ledger", "export", "--ledger", "x", "--out", "y", "--since", "-1"), 2, "since must be >= 0"),
         (("quickstart", "--num-test-sessions", "1"), 2, "num_test_sessions must be at least 100"),
     ],
 )

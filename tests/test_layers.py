@@ -66,7 +66,7 @@ def test_every_layer_has_modules() -> None:
     [
         ("seqroute_ray", ("ray", "torch", "numpy")),
         ("seqroute_ray.core.policy", ("ray", "torch", "matplotlib")),
-        ("seqroute_ray.cli", ("ray", "torch", "matplotlib")),
+        ("seqroute_ray.cli", ("ray", "torch", "matplotlib", "redis", "sqlite3")),
         ("seqroute_ray.serving.turns", ("torch", "matplotlib", "seqroute_ray.training", "seqroute_ray.evaluation")),
     ],
 )

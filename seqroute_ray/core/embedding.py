@@ -94,7 +94,7 @@ class OpenAIEmbedder:
         body = json.dumps({"model": self._model, "input": texts}).encode()
         request = urllib.request.Request(self._url, data=body, headers=headers)  # noqa: S310 - scheme checked above
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # nosec B310  # noqa: S310
                 rows = json.load(response)["data"]
         except OSError as error:
             raise StoppedError(f"embeddings endpoint {self._url}: {error}; is it up, and the key right?") from error

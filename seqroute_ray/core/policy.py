@@ -29,6 +29,7 @@ from seqroute_ray.core.ridge import sigmoid
 
 FORMAT_VERSION = 3
 HEADS = ("quality", "bankruptcy")  # of a QNetwork
+BLOCK_ROWS = 2048  # states times models in one pass: their hidden units stay in a core's cache
 MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
 # What reading a cut-off, edited or foreign file raises, in numpy, json and our own constructors.
 DAMAGE = (OSError, EOFError, BadZipFile, KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError)
@@ -73,20 +74,15 @@ class Perceptron:
         """Of input and output."""
         return self.layers[0][0].shape[0], self.layers[-1][0].shape[1]
 
-    def outputs(self, context: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float32]:
-        """context: [N, C], own: [N, K, A] -> [N, K]."""
+    def outputs(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """inputs: [M, 1 + C + A], a 1, the context and the own entries -> [M]."""
         (weight, bias), *rest = self.layers
-        num_context = context.shape[1]
-        num_own = len(weight) - num_context
-        shared = context @ weight[:num_context] + bias
-        num_states, num_models, _ = own.shape
-        # States and models in one dimension: a product of three dimensions is many small ones.
-        hidden = own[..., :num_own].reshape(num_states * num_models, num_own) @ weight[num_context:]
-        hidden.reshape(num_states, num_models, len(bias))[...] += shared[:, None, :]
+        first = np.concatenate([bias[None], weight])  # the 1 carries the bias: one pass over all hidden units less
+        hidden = inputs[:, : len(first)] @ first
         for weight, bias in rest:
             hidden = rectify(hidden) @ weight
             hidden += bias
-        return hidden.reshape(num_states, num_models)
+        return np.asarray(hidden[:, 0])
 
 
 @dataclass(frozen=True)
@@ -104,14 +100,29 @@ class QNetwork:
 
     def values(self, state: NDArray[np.float32]) -> Values:
         """[N, state_dim] (mdp.StateLayout) -> both parts of Q."""
-        context, rest = state[:, : self.num_context], state[:, self.num_context :]
-        num_own = self.bankruptcy.widths[0] - self.num_context
-        num_models = rest.shape[1] // (1 + num_own)
-        estimate, own = rest[:, :num_models], rest[:, num_models:].reshape(len(state), num_models, num_own)
+        num_context, num_own = self.num_context, self.bankruptcy.widths[0] - self.num_context
+        num_models = (state.shape[1] - num_context) // (1 + num_own)
+        size = max(1, BLOCK_ROWS // num_models)
+        outputs = np.empty((len(HEADS), len(state), num_models), dtype=np.float32)
+        for start in range(0, len(state), size):
+            inputs = self._inputs(state[start : start + size], num_models, num_own)
+            for out, head in zip(outputs, (self.quality, self.bankruptcy), strict=True):
+                out[start : start + size] = head.outputs(inputs).reshape(-1, num_models)
+        quality, logit = outputs
         return Values(
-            quality=np.float32(self.estimate_weight) * estimate + self.quality.outputs(context, own),
-            bankruptcy=np.asarray(sigmoid(self.bankruptcy.outputs(context, own)), dtype=np.float32),
+            quality=np.float32(self.estimate_weight) * state[:, num_context : num_context + num_models] + quality,
+            bankruptcy=np.asarray(sigmoid(logit), dtype=np.float32),
         )
+
+    def _inputs(self, state: NDArray[np.float32], num_models: int, num_own: int) -> NDArray[np.float32]:
+        """[N * K, 1 + C + A] of Perceptron.outputs."""
+        num_states, after_context = len(state), 1 + self.num_context
+        inputs = np.empty((num_states, num_models, after_context + num_own), dtype=np.float32)
+        inputs[..., 0] = 1
+        inputs[..., 1:after_context] = state[:, None, : self.num_context]
+        own = state[:, self.num_context + num_models :]
+        inputs[..., after_context:] = own.reshape(num_states, num_models, num_own)
+        return inputs.reshape(num_states * num_models, after_context + num_own)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """By name; inverse of from_arrays."""

@@ -1,4 +1,4 @@
-"""Answers as Anthropic's clients read them; of a stream, the headers and GET /v1/decisions/{id} say what it cost."""
+"""Answers as Anthropic's clients read them; `seqroute` stands in a message, and in a stream's `message_delta`."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class AnthropicRenderer:
         self._stream = AnthropicStream(prompt_tokens)
 
     def whole(self, body: Mapping[str, Any], paid: Paid) -> StoredAnswer:
-        message = {**message_of(dict(body)), "seqroute": paid.to_json()}
+        message = message_of({**body, "seqroute": paid.to_json()})
         return StoredAnswer(status=200, headers=JSON_HEADERS | paid.headers(), body=to_json(message))
 
     def begin(self) -> bytes:
@@ -29,8 +29,8 @@ class AnthropicRenderer:
     def chunk(self, payload: bytes) -> bytes:
         return self._stream.feed(json.loads(payload))
 
-    def end(self, paid: Paid) -> bytes:  # noqa: ARG002 - Anthropic's last event has no place for it
-        return self._stream.finish()
+    def end(self, paid: Paid) -> bytes:
+        return self._stream.feed({"choices": [], "seqroute": paid.to_json()}) + self._stream.finish()
 
     def failure(self, message: str, code: str) -> bytes:
         return self._stream.fail(RequestError(message, status=502, code=code))

@@ -25,6 +25,8 @@ UNSUPPORTED = {
     "inference_geo": _PROMISE,
 }
 
+BILLING_LINE = "x-anthropic-billing-header:"  # github.com/anthropics/claude-code/issues/68900
+
 
 class TextBlock(Body):
     type: Literal["text"]
@@ -171,8 +173,8 @@ def error_type(status: int) -> str:
 
 
 def _chat_messages(body: Object) -> Iterator[Object]:
-    if system := body.get("system"):
-        yield {"role": "system", "content": _text(system)}
+    if system := _system_text(body.get("system") or ""):
+        yield {"role": "system", "content": system}
     for message in body["messages"]:
         content = message["content"]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -185,6 +187,12 @@ def _chat_messages(body: Object) -> Iterator[Object]:
         texts = _of(blocks, "text")
         if texts or not blocks:
             yield {"role": message["role"], "content": _text(texts)}
+
+
+def _system_text(system: str | list[Object]) -> str:
+    """Without Claude Code's first line: a hash that is new each time would undo every provider's prefix cache."""
+    text = _text(system)
+    return text.partition("\n")[2] if text.startswith(BILLING_LINE) else text
 
 
 def _chat_answer(blocks: list[Object]) -> Object:

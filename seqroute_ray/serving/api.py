@@ -2,9 +2,10 @@
 feedback, health.
 """
 
+import asyncio
 import hashlib
+import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from seqroute_ray.serving.anthropic_renderer import AnthropicRenderer
 from seqroute_ray.serving.anthropic_schema import MessagesRequest, parse_messages
 from seqroute_ray.serving.config import ServingConfig
 from seqroute_ray.serving.edge import Edge, note, read_body
-from seqroute_ray.serving.errors import add_error_handlers
+from seqroute_ray.serving.errors import MESSAGES_PATH, add_error_handlers, refusal
 from seqroute_ray.serving.feedback import FeedbackRequest, read_feedback
 from seqroute_ray.serving.identity import Identity, check_client_id, identify, ledger_session_id
 from seqroute_ray.serving.json_body import read_object
@@ -33,10 +34,11 @@ from seqroute_ray.serving.streams import Stream
 from seqroute_ray.serving.turn import Ask, Renderer, decided_headers, money
 from seqroute_ray.serving.turns import TurnService
 
-CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+CHAT = "/v1/chat/completions"
 IDEMPOTENCY_HEADER = "idempotency-key"
 MAX_IDEMPOTENCY_CHARACTERS = 255
 ROUTED_MODEL = "seqroute"
+INLINE_BYTES = 65_536  # of a body that is parsed where it stands: its tokens take milliseconds beyond
 
 
 class Api:
@@ -147,10 +149,10 @@ class Api:
         """The checked request. Raises RequestError."""
         begun_s, caller = time.monotonic(), self._caller(request, "route")
         raw = await read_body(request, self._config.max_body_bytes)
-        turn: TurnRequest = parse(raw)
+        turn: TurnRequest = parse(raw) if len(raw) <= INLINE_BYTES else await asyncio.to_thread(parse, raw)
         session = identify(caller.id, request.headers, turn.session_hints)
-        current = self.service.policies.current.artefact
-        if turn.pinned_model is not None and turn.pinned_model not in current.catalog.names:
+        policy = self.service.policies.of(session.session_id).router.artefact
+        if turn.pinned_model is not None and turn.pinned_model not in policy.catalog.names:
             raise RequestError(
                 f"model: {turn.pinned_model!r} is unknown; use {ROUTED_MODEL!r}, or one of GET /v1/models",
                 status=404,
@@ -159,7 +161,7 @@ class Api:
         knobs = read_knobs(
             request.headers,
             caller.defaults.over(self._defaults),
-            current.layout.reference_cost_usd,
+            policy.layout.reference_cost_usd,
             may_set_budget=caller.may_set_budget,
         )
         self.metrics.add("stage_seconds", time.monotonic() - begun_s, stage="parse")
@@ -168,7 +170,7 @@ class Api:
             session=session,
             knobs=knobs,
             caller=caller,
-            decision_id=f"dec_{uuid.uuid4().hex}",
+            decision_id=new_decision_id(),
             idempotency_key=_idempotency_key(request),
             body_hash=hashlib.sha256(raw).hexdigest(),
         )
@@ -202,7 +204,7 @@ def make_api(config: ServingConfig, metrics: Metrics | None = None) -> FastAPI:
     )
     chat, session = body_of(ChatCompletionRequest), "/v1/sessions/{session_id:path}"
     app.post(CHAT, openapi_extra=chat, responses=turn)(api.chat_completions)
-    app.post(MESSAGES, openapi_extra=body_of(MessagesRequest), responses=turn)(api.messages)
+    app.post(MESSAGES_PATH, openapi_extra=body_of(MessagesRequest), responses=turn)(api.messages)
     app.post("/v1/route", openapi_extra=chat, responses=turn)(api.route)
     app.get("/v1/models", responses=read)(api.models)
     app.get(session, responses=read)(api.get_session)
@@ -213,9 +215,14 @@ def make_api(config: ServingConfig, metrics: Metrics | None = None) -> FastAPI:
     app.get("/healthz")(api.healthz)
     app.get("/readyz", responses=responses_of(503))(api.readyz)
     app.get("/metrics", responses=read)(api.metrics_text)
-    add_error_handlers(app, MESSAGES)
-    app.add_middleware(Edge, metrics=api.metrics, max_header_bytes=config.max_header_bytes)
+    add_error_handlers(app)
+    app.add_middleware(Edge, metrics=api.metrics, max_header_bytes=config.max_header_bytes, refuse=refusal)
     return app
+
+
+def new_decision_id() -> str:
+    """Unguessable, and rising with time: a ledger's newest rows lie side by side, which makes them cheap to write."""
+    return f"dec_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 def _idempotency_key(request: Request) -> str | None:

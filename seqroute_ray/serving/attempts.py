@@ -53,7 +53,7 @@ class Attempts:
     def __init__(self, config: ServingConfig, upstream: UpstreamClient, metrics: Metrics) -> None:
         self._config, self._upstream, self._metrics = config, upstream, metrics
         self.breaker = Breaker(config.breaker, time.monotonic)
-        self._rng = np.random.default_rng()
+        self._rng, self._num_open = np.random.default_rng(), 0
 
     def decide(
         self,
@@ -173,10 +173,16 @@ class Attempts:
                     self.breaker.fail(permit, error.retry_after_s)
                 else:
                     self.breaker.succeed(permit)
+                self._count_circuits()
             await self._end_failed(error, attempt_id, decision, purse)
             raise
         self.breaker.succeed(permit)
+        self._count_circuits()
         return answer
+
+    def _count_circuits(self) -> None:
+        before, self._num_open = self._num_open, self.breaker.num_open
+        self._metrics.add("open_circuits", self._num_open - before)
 
     async def _end_failed(self, error: BaseException, attempt_id: str, decision: Decision, purse: Purse) -> None:
         """Give the reservation back when the provider surely did not work, else charge it."""

@@ -63,6 +63,11 @@ class Breaker:
         """Whether `begin` would give leave now; changes nothing."""
         return self.wait_s(model) == 0
 
+    @property
+    def num_open(self) -> int:
+        """Models whose circuit is open, or waits for the outcome of a probe."""
+        return sum(circuit.is_open for circuit in self._circuits.values())
+
     def wait_s(self, model: str) -> float:
         """Seconds until the next call is admitted; 0: now."""
         circuit = self._circuits.get(model)

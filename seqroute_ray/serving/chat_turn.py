@@ -14,7 +14,7 @@ from seqroute_ray.serving.requests import RequestError, TurnRequest
 
 ROUTED_MODEL = "seqroute"  # the name under which the router chooses
 SET_BY_ROUTER = frozenset({"model", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
-STATE_FIELDS = ("previous_response_id", "conversation", "container", "session_state")
+STATE_FIELDS = ("previous_response_id", "conversation", "container")
 # Of a message: OpenRouter's and LiteLLM's fields of signed or encrypted reasoning; a signature stands inside.
 SEALED_FIELDS = ("thinking_blocks", "reasoning_details", "encrypted_content", "signature", "thought_signature")
 PLAIN_FIELDS = ("reasoning_content", "reasoning")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.core.storage import absolute
@@ -28,12 +28,12 @@ _OptionalPrice = Annotated[float | None, _Finite]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamTimeouts:
-    """How long a provider may take, in seconds; the reasons stand at the fields of ServingConfig."""
+    """How long a provider may take, in seconds; defaults and reasons stand in ServingConfig."""
 
-    connect_s: float = 10.0
-    first_byte_s: float = 60.0
-    silence_s: float = 30.0
-    total_s: float = 120.0
+    connect_s: float
+    first_byte_s: float
+    silence_s: float
+    total_s: float
 
 
 class UpstreamConfig(BaseModel):
@@ -74,10 +74,20 @@ class PolicySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    artefact: str  # folder or URI with manifest.json and weights.npz
-    canary: ShareSettings | None = None  # decides for its share of the sessions
+    artefact: str | None = None  # folder or URI with manifest.json and weights.npz
+    registry: str | None = None  # or a registry (core.registry): its current version and its canary, as they move
+    follow_every_s: float = Field(default=10.0, gt=0, le=3600)  # between looks at the registry's pointers
+    canary: ShareSettings | None = None  # decides for its share of the sessions; a registry has its own
     shadow: ShareSettings | None = None  # decides beside; its choice stands in the decision record only
     epsilon: float = Field(default=0.0, ge=0, le=1)  # chance of a uniform choice: logs to learn from need some
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PolicySettings":
+        if (self.artefact is None) == (self.registry is None):
+            raise ValueError("name either an artefact or a registry")
+        if self.registry is not None and self.canary is not None:
+            raise ValueError("a registry has its own canary: leave this one out")
+        return self
 
     def absolute(self) -> "PolicySettings":
         """With paths that hold in any folder."""
@@ -85,11 +95,18 @@ class PolicySettings(BaseModel):
         def share(settings: ShareSettings | None) -> ShareSettings | None:
             return settings and settings.model_copy(update={"artefact": absolute(settings.artefact)})
 
-        changes = {"artefact": absolute(self.artefact), "canary": share(self.canary), "shadow": share(self.shadow)}
+        changes = {
+            "artefact": self.artefact and absolute(self.artefact),
+            "registry": self.registry and absolute(self.registry),
+            "canary": share(self.canary),
+            "shadow": share(self.shadow),
+        }
         return self.model_copy(update=changes)
 
     def locations(self) -> list[str]:
-        return [self.artefact, *(share.artefact for share in (self.canary, self.shadow) if share)]
+        """Of the policies; `loading.followed` has put those of a registry in."""
+        named = [self.artefact, *(share.artefact for share in (self.canary, self.shadow) if share)]
+        return [location for location in named if location is not None]
 
 
 class ServingConfig(BaseModel):

@@ -3,11 +3,11 @@
 The access log is JSON on the logger `seqroute_ray.access`: never a prompt, an answer, a key or a session's name.
 """
 
-import json
 import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from pydantic_core import to_json
@@ -25,8 +25,11 @@ NOTES = "seqroute.notes"  # in the ASGI scope: what a route adds to the access l
 class Edge:
     """ASGI middleware; outermost."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_header_bytes: int) -> None:
-        self._app, self._metrics, self._max_header_bytes = app, metrics, max_header_bytes
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, max_header_bytes: int, refuse: Callable[[str, RequestError], ASGIApp]
+    ) -> None:
+        """refuse: the answer to a request of a path."""
+        self._app, self._metrics, self._max_header_bytes, self._refuse = app, metrics, max_header_bytes, refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,13 +49,20 @@ class Edge:
 
         try:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > self._max_header_bytes:
-                await _refuse(
-                    tell, 431, f"the request's headers exceed {self._max_header_bytes} bytes", "headers_too_large"
-                )
+                await self._refuse_headers(scope, receive, tell)
                 return
             await self._app(scope, receive, tell)
+        except Exception:  # raised again: a bug, which the server answers with a 500
+            status = 500
+            raise
         finally:
             self._log(scope, status, time.monotonic() - begun_s, request_id, notes)
+
+    async def _refuse_headers(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = RequestError(
+            f"the request's headers exceed {self._max_header_bytes} bytes", status=431, code="headers_too_large"
+        )
+        await self._refuse(scope["path"], error)(scope, receive, send)
 
     def _log(self, scope: Scope, status: int, seconds: float, request_id: bytes, notes: dict[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", "(none)")
@@ -92,10 +102,3 @@ def _request_id(scope: Scope) -> bytes:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return bytes(value)
     return uuid.uuid4().hex.encode()
-
-
-async def _refuse(send: Send, status: int, message: str, code: str) -> None:
-    body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}})
-    headers = [(b"content-type", b"application/json"), (b"x-should-retry", b"false")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body.encode()})

@@ -14,16 +14,21 @@ from seqroute_ray.serving.upstream import UpstreamError
 LEDGER_RETRY_S = 2
 
 
-def add_error_handlers(app: FastAPI, messages_path: str) -> None:
-    """messages_path: of the endpoint that speaks Anthropic's schema."""
+MESSAGES_PATH = "/v1/messages"  # the endpoint that speaks Anthropic's schema
 
+
+def add_error_handlers(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        refusal = as_request_error(error)
-        schema = anthropic_schema if request.url.path == messages_path else openai_schema
-        return JSONResponse(schema.error_body(refusal), refusal.status, headers=refusal.headers)
+        return refusal(request.url.path, as_request_error(error))
 
     for kind in (SeqRouteError, UpstreamError, HTTPException):
         app.add_exception_handler(kind, answer)
+
+
+def refusal(path: str, error: RequestError) -> JSONResponse:
+    """In the schema of the API that the path belongs to."""
+    schema = anthropic_schema if path == MESSAGES_PATH else openai_schema
+    return JSONResponse(schema.error_body(error), error.status, headers=error.headers)
 
 
 def as_request_error(error: Exception) -> RequestError:

@@ -22,13 +22,13 @@ def check_exposure(config: ServingConfig, host: str | None = None) -> None:
     if os.environ.get(HAPROXY_VARIABLE) == "1":
         raise ConfigError(
             f"{HAPROXY_VARIABLE}=1 listens on every interface, and no API keys are configured; make one with "
-            "`seqroute keys new` and add it under `keys`, or unset the variable"
+            "`seqroute new-key` and add it under `keys`, or unset the variable"
         )
     host = _host_of_serve() if host is None else host
     if not is_loopback(host):
         raise ConfigError(
             f"host {host} can be reached from the network, and no API keys are configured; make one with "
-            "`seqroute keys new` and add it under `keys`, or listen on 127.0.0.1"
+            "`seqroute new-key` and add it under `keys`, or listen on 127.0.0.1"
         )
 
 

@@ -35,7 +35,7 @@ class KeyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")  # owner of sessions; appears in records, the key never does
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the key; `seqroute keys new` prints it
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the key; `seqroute new-key` prints it
     scopes: tuple[Scope, ...] = ("route", "sessions")  # ask the router; read own sessions, send scores; operate it
     requests_per_minute: int | None = Field(default=None, ge=1)  # per replica; null: no limit
     monthly_budget_usd: Amount | None = None  # of all its sessions; null: no limit
@@ -43,7 +43,7 @@ class KeyConfig(BaseModel):
     default_lambda_per_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # null: the server's
     max_turn_usd: Amount | None = None  # of one turn, unless its request says; null: the server's
     may_set_budget: bool = True  # by the header x-session-budget-usd
-    may_raise_budget: bool = True  # by PATCH /v1/sessions/{id}
+    may_raise_budget: bool = True  # by PUT /v1/sessions/{id}
 
 
 def _each_once(keys: tuple[KeyConfig, ...]) -> tuple[KeyConfig, ...]:

@@ -8,20 +8,44 @@ from pathlib import Path
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import ArtefactError, ConfigError
 from seqroute_ray.core.policy import MANIFEST, WEIGHTS, PolicyArtefact
+from seqroute_ray.core.registry import Registry
 from seqroute_ray.core.storage import Folder, local_path, one_line
-from seqroute_ray.serving.config import PolicySettings, ServingConfig
+from seqroute_ray.serving.config import PolicySettings, ServingConfig, ShareSettings
 from seqroute_ray.serving.policies import Policies
 from seqroute_ray.serving.pricing import Pricing
+from seqroute_ray.serving.prompt_tokens import load_tokenizer
 
 
 def load_policies(config: ServingConfig, settings: PolicySettings) -> Policies:
-    """The policies, after every start-up check. Raises ArtefactError or ConfigError."""
+    """The policies, after every start-up check; `settings` of the result name artefacts, no registry.
+
+    Raises ArtefactError or ConfigError.
+    """
+    settings = followed(settings)
     check_keys(config)
+    load_tokenizer()  # else the first request waits for it
     artefacts = {location: fetch_artefact(location) for location in dict.fromkeys(settings.locations())}
     for artefact in artefacts.values():
         check_upstreams(config, artefact.catalog)
     pricing = {upstream.model: Pricing.of(upstream) for upstream in config.upstreams}
     return Policies(settings, artefacts, pricing, config.default_max_tokens)
+
+
+def followed(settings: PolicySettings) -> PolicySettings:
+    """With the artefacts that the registry points at now, where it is one. Raises ConfigError, ArtefactError."""
+    if settings.registry is None:
+        return settings
+    registry = Registry(settings.registry)
+    pointers = registry.pointers()
+    if not pointers.current:
+        raise ConfigError(
+            f"registry {settings.registry}: no version is current; `seqroute registry promote` makes one so"
+        )
+    canary = None
+    if pointers.canary:
+        canary = ShareSettings(artefact=registry.location_of(pointers.canary), share=pointers.canary_share)
+    changes = {"artefact": registry.location_of(pointers.current), "registry": None, "canary": canary}
+    return settings.model_copy(update=changes)
 
 
 def fetch_artefact(location: str) -> PolicyArtefact:

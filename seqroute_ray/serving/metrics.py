@@ -22,7 +22,7 @@ _COUNTERS = {
 _GAUGES = {
     "reserved_usd": ("Held by attempts of this replica", ()),
     "ledger_lag": ("Settlements of this replica that wait for the ledger", ()),
-    "open_circuits": ("Models that are not called for now", ()),
+    "open_circuits": ("Models whose circuit is open", ()),
 }
 _HISTOGRAMS = {"stage_seconds": ("Duration of a stage of a turn", ("stage",))}
 

@@ -1,4 +1,4 @@
-"""`seqroute keys new`: makes an API key, shows it once, and the lines of settings that let it in."""
+"""`seqroute new-key`: makes an API key, shows it once, and the lines of settings that let it in."""
 
 import hashlib
 import secrets
@@ -17,7 +17,7 @@ KEY_BYTES, KEY_PREFIX = 32, "sr-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewKeyConfig:
-    """A key to make. Each field is a flag of `seqroute keys new`; other settings of a key are edited in the file."""
+    """A key to make. Each field is a flag of `seqroute new-key`; other settings of a key are edited in the file."""
 
     id: str  # owner of the key's sessions, such as team-a
     scopes: tuple[Scope, ...] = ("route", "sessions")  # admin: operate the server

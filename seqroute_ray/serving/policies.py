@@ -45,7 +45,7 @@ class Policies:
             prices = [pricing[name] for name in artefact.catalog.names]
             return Router(artefact, embedders[artefact.embedder], prices, default_max_tokens, settings.epsilon)
 
-        self.current = router(settings.artefact)
+        self.current = router(settings.locations()[0])
         self._canary = router(settings.canary.artefact) if settings.canary else None
         self._shadow = router(settings.shadow.artefact) if settings.shadow else None
         if len(embedders) > 1:

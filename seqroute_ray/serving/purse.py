@@ -23,7 +23,8 @@ def month_of(owner: str, budget_nusd: int | None) -> Month | None:
     """The month's account of a key; None where the key has no monthly budget."""
     if budget_nusd is None:
         return None
-    return Month(account_id=f"month:{time.strftime('%Y-%m', time.gmtime())}:{owner}", budget_nusd=budget_nusd)
+    # Sessions are named OWNER:NAME: without a colon, no session of any key is this account.
+    return Month(account_id=f"month/{time.strftime('%Y-%m', time.gmtime())}/{owner}", budget_nusd=budget_nusd)
 
 
 class Purse:

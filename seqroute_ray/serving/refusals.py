@@ -34,6 +34,9 @@ def budget_exhausted(
 
 
 def no_model(error: NoModelError, breaker: Breaker, router: Router) -> RequestError:
-    """503, and when to come again."""
-    wait_s = min(breaker.wait_s(name) for name in router.artefact.catalog.names)
-    return RequestError(str(error), status=503, code="no_model_available", retry_after_s=max(1, math.ceil(wait_s)))
+    """503, and when to come again; 400 where no wait would help: the prompt is too long for every model."""
+    waits_s = [wait_s for name in router.artefact.catalog.names if (wait_s := breaker.wait_s(name)) > 0]
+    if not waits_s:
+        return RequestError(str(error), code="context_length_exceeded")
+    retry_after_s = max(1, math.ceil(min(waits_s)))
+    return RequestError(f"{error}; try again later", status=503, code="no_model_available", retry_after_s=retry_after_s)

@@ -187,7 +187,7 @@ class Router:
             )
             return exhausted(account, least)
         why = "; ".join(f"{name}: {reason}" for name, reason in excluded.items())
-        return NoModelError(f"no model can answer now ({why}); try again later")
+        return NoModelError(f"no model can answer now ({why})")
 
     def _explored(self, greedy: int, allowed: list[bool], wish: Wish) -> tuple[int, float]:
         """Action and its chance. A model that was asked for by name is no experiment."""

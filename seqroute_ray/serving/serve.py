@@ -97,7 +97,7 @@ def running_server(config: ServeConfig) -> Iterator[str]:
         if not started_here:  # else Serve ends with Ray
             stack.callback(serve.shutdown)
         serve.run(build_app(ServeArgs(config=str(config.config))), name=APP_NAME, route_prefix="/")
-        base_url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"  # noqa: S104
+        base_url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"  # nosec B104  # noqa: S104
         _wait_until_ready(base_url)
         yield base_url
 
@@ -122,7 +122,7 @@ def _wait_until_ready(base_url: str) -> None:
     deadline_s = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline_s:
         try:
-            with urllib.request.urlopen(f"{base_url}/readyz", timeout=5) as response:  # noqa: S310 - our own address
+            with urllib.request.urlopen(f"{base_url}/readyz", timeout=5) as response:  # nosec B310  # noqa: S310 - our own address
                 response.read()
             return
         except (urllib.error.URLError, OSError):

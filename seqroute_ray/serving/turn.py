@@ -1,9 +1,11 @@
 """One turn on its way: what was asked, who pays, and what was decided so far. Data only."""
 
+import string
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from seqroute_ray.serving.keys import Caller
 from seqroute_ray.serving.knobs import Knobs
 from seqroute_ray.serving.requests import TurnRequest
 from seqroute_ray.serving.router import Decision
+
+PRINTABLE = string.punctuation + " "  # of ASCII; a header takes nothing else, so other names are percent-encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +96,7 @@ def decided_headers(decision_id: str, decision: Decision, session: Identity) -> 
     return {
         "x-seqroute-decision": decision_id,
         "x-seqroute-model": decision.model,
-        "x-seqroute-session": session.client_id,
+        "x-seqroute-session": quote(session.client_id, safe=PRINTABLE),
     }
 
 

@@ -9,16 +9,17 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from seqroute_ray.core.errors import ConfigError, LedgerError, NoModelError, UnknownSessionError
+from seqroute_ray.core.errors import ConfigError, LedgerError, NoModelError, SeqRouteError, UnknownSessionError
 from seqroute_ray.core.ledger import Account, Feedback, StoredAnswer
 from seqroute_ray.serving.attempts import Attempts, Started, turn_limit_nusd
 from seqroute_ray.serving.config import PolicySettings, ServingConfig
 from seqroute_ray.serving.idempotency import Replays
+from seqroute_ray.serving.identity import ledger_session_id
 from seqroute_ray.serving.keys import Caller
 from seqroute_ray.serving.knobs import BUDGET_HEADER
 from seqroute_ray.serving.ledgers.factory import open_ledger
 from seqroute_ray.serving.ledgers.reaper import running_reaper
-from seqroute_ray.serving.loading import load_policies
+from seqroute_ray.serving.loading import followed, load_policies
 from seqroute_ray.serving.metrics import Metrics
 from seqroute_ray.serving.policies import Chosen
 from seqroute_ray.serving.purse import Purse, month_of
@@ -41,6 +42,7 @@ class TurnService:
 
     def __init__(self, config: ServingConfig, metrics: Metrics) -> None:
         self.config, self.metrics = config, metrics
+        self._asked = config.policy
         self.policies = load_policies(config, config.policy)
         self._lease_s = config.upstream_timeout_s + config.lease_margin_s
         self._upstream = UpstreamClient(config.upstreams, config.upstream_timeouts)
@@ -56,6 +58,8 @@ class TurnService:
         self._replays = Replays(self.ledger, config.idempotency_wait_s, self._lease_s, self.metrics)
         await self._opened.enter_async_context(running_reaper(self.ledger, config.reaper))
         await self._opened.enter_async_context(self._upstream)
+        following = asyncio.create_task(self._follow())
+        self._opened.callback(following.cancel)
         return self
 
     async def __aexit__(
@@ -68,9 +72,20 @@ class TurnService:
 
     async def swap(self, settings: PolicySettings) -> None:
         """Other policies from the next request on; running turns end with theirs. Raises before anything changes."""
-        if settings != self.policies.settings:
-            self.policies = await asyncio.to_thread(load_policies, self.config, settings)
-            logger.info("policy_swapped version=%s", self.policies.current.version)
+        policies = await asyncio.to_thread(load_policies, self.config, settings)
+        self._asked, self.policies = settings, policies
+        logger.info("policy_swapped versions=%s", ",".join(router.version for router in policies.routers))
+
+    async def _follow(self) -> None:
+        """For ever: swap when the registry's pointers have moved. What cannot be loaded leaves the old ones at work."""
+        while True:
+            await asyncio.sleep(self._asked.follow_every_s)
+            asked = self._asked
+            try:
+                if await asyncio.to_thread(followed, asked) != self.policies.settings:
+                    await self.swap(asked)
+            except (SeqRouteError, OSError) as error:
+                logger.error("registry_not_followed error=%s", error)
 
     def left_alone(self) -> list[str]:
         """Models that are not called for now: their circuits are open."""
@@ -214,7 +229,17 @@ class TurnService:
         return record
 
     async def add_feedback(self, feedback: Feedback) -> None:
-        await self.ledger.add_feedback(feedback)
+        """Raises RequestError (404) unless this owner has the turn or session."""
+        if not feedback.target.startswith(
+            ledger_session_id(feedback.owner, "")
+        ):  # a turn; the ledger asks for no owner
+            await self.decision(feedback.target, feedback.owner)
+        try:
+            await self.ledger.add_feedback(feedback)
+        except LedgerError as error:
+            raise RequestError(
+                "feedback: this API key has no session of that name", status=404, code="session_not_found"
+            ) from error
         self.metrics.add("feedback")
 
     async def _open(self, ask: Ask) -> Account:

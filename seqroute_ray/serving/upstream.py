@@ -33,9 +33,9 @@ SET_HERE = frozenset({"model", "max_tokens", "max_completion_tokens", "stream", 
 class UpstreamClient:
     """Chat completions of all upstreams; open it with `async with`."""
 
-    def __init__(self, upstreams: Iterable[UpstreamConfig], timeouts: UpstreamTimeouts | None = None) -> None:
+    def __init__(self, upstreams: Iterable[UpstreamConfig], timeouts: UpstreamTimeouts) -> None:
         self._upstreams = {upstream.model: upstream for upstream in upstreams}
-        self._timeouts = timeouts or UpstreamTimeouts()
+        self._timeouts = timeouts
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "UpstreamClient":

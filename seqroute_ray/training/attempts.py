@@ -9,7 +9,7 @@ from seqroute_ray.core.attempt_estimates import AttemptEstimates
 from seqroute_ray.core.attempt_mdp import NUM_AFTER, NUM_CONTEXT, TaskTransitions, encode_task_state
 from seqroute_ray.core.policy import QNetwork
 from seqroute_ray.training.config import CqlConfig
-from seqroute_ray.training.cql import ActionValueNetwork, to_numpy
+from seqroute_ray.training.ensemble import mean_network
 from seqroute_ray.training.reader import ALLOWED, NEXT_ALLOWED, Batch
 from seqroute_ray.training.train import train_network
 
@@ -55,6 +55,4 @@ class AttemptData:
 
 def train_attempts(data: AttemptData, config: CqlConfig) -> QNetwork:
     """Discrete CQL on replayed tasks. Ray must be initialised."""
-    network = train_network(data, config, NO_PENALTY, lambda _done, _total, _losses: None)
-    assert isinstance(network, ActionValueNetwork)  # noqa: S101 - its states have parts
-    return to_numpy(network)
+    return mean_network(train_network(data, config, NO_PENALTY, lambda _done, _total, _losses: None))

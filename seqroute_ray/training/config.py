@@ -17,6 +17,7 @@ class CqlConfig:
 
     hidden: tuple[int, ...] = (64, 64)  # widths of the hidden layers of the quality head
     risk_hidden: tuple[int, ...] = (32, 32)  # of the bankruptcy head
+    ensemble_size: int = 1  # networks that learn side by side, each to its own target; the policy is their mean
     cql_alpha: float = 0.01  # weight of the conservative term; 0 is double DQN
     td_weight: float = 1.0  # weight of the TD loss; 0 is behaviour cloning
     history_noise: float = 0.3  # deviation of noise on a state's history, against learning sessions by heart
@@ -50,6 +51,8 @@ class CqlConfig:
             raise ConfigError(
                 f"num_learners, num_gpus_per_learner must be >= 0, got {self.num_learners}, {self.num_gpus_per_learner}"
             )
+        if self.ensemble_size < 1:
+            raise ConfigError(f"ensemble_size must be at least 1, got {self.ensemble_size}")
         for name in ("hidden", "risk_hidden"):
             widths = getattr(self, name)
             if not widths or min(widths) < 1:

@@ -121,7 +121,10 @@ class PlainNetwork(nn.Module):
         return values
 
 
-def make_network(state_dim: int, num_actions: int, settings: Mapping[str, Any]) -> ActionValueNetwork | PlainNetwork:
+Network = ActionValueNetwork | PlainNetwork
+
+
+def make_network(state_dim: int, num_actions: int, settings: Mapping[str, Any]) -> Network:
     """By RLlib's `fcnet_hiddens`; PARTS and the widths of the second head too where a state has parts."""
     hidden = settings.get("fcnet_hiddens", DEFAULT_HIDDEN)
     if "num_context" in settings:

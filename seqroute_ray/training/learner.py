@@ -15,22 +15,31 @@ from ray.rllib.core.learner.utils import make_target_network
 from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 
-from seqroute_ray.training.cql import Heads, cql_loss, make_network, td_targets
+from seqroute_ray.training.cql import CqlLoss, Heads, cql_loss, td_targets
+from seqroute_ray.training.ensemble import make_ensemble
 from seqroute_ray.training.reader import ALLOWED, BANKRUPT, NEXT_ALLOWED, WEIGHTS
 
 TD_LOSS, CONSERVATIVE_LOSS, Q_MEAN, Q_GAP = "td_loss", "conservative_loss", "q_mean", "q_gap"
 QUALITY_LOSS, BANKRUPTCY_LOSS = "quality_loss", "bankruptcy_loss"  # the heads' parts of the TD loss
+LOGGED = {  # fields of CqlLoss by name, means over the networks
+    TD_LOSS: "td",
+    CONSERVATIVE_LOSS: "conservative",
+    Q_MEAN: "q_mean",
+    Q_GAP: "q_gap",
+    QUALITY_LOSS: "quality",
+    BANKRUPTCY_LOSS: "bankruptcy",
+}
 METRICS_WINDOW = 100  # gradient steps that a reported loss is the mean of
 NUM_STEPS = "num_gradient_steps"
 
 
 class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
-    """A Q-network and its target; `model_config` holds the settings of make_network."""
+    """An ensemble of Q-networks and their targets; `model_config` holds the settings of make_ensemble."""
 
     def setup(self) -> None:
         super().setup()
         settings = self.model_config
-        self.network = make_network(self.observation_space.shape[0], int(self.action_space.n), settings)
+        self.network = make_ensemble(self.observation_space.shape[0], int(self.action_space.n), settings)
         self.bankruptcy_penalty = settings["bankruptcy_penalty"]
 
     def compute_q_values(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -55,8 +64,35 @@ class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
     def _forward_train(self, batch: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
         state, next_state = batch[Columns.OBS], batch[Columns.NEXT_OBS]
         with torch.no_grad():  # gradients flow through the present state only
-            next_q, next_q_target = self.network(next_state), self.target_network(next_state)
-        return {QF_PREDS: self.network(state), QF_NEXT_PREDS: next_q, QF_TARGET_NEXT_PREDS: next_q_target}
+            next_q, next_q_target = self.network.each(next_state), self.target_network.each(next_state)
+        return {QF_PREDS: self.network.each(state), QF_NEXT_PREDS: next_q, QF_TARGET_NEXT_PREDS: next_q_target}
+
+
+def network_loss(
+    config: Any, columns: dict[str, Any], now: Heads, following: Heads, following_target: Heads
+) -> CqlLoss:
+    """The loss of one network on a batch."""
+    rewards, penalty = columns[Columns.REWARDS], config.bankruptcy_penalty
+    targets = td_targets(
+        rewards,
+        columns.get(BANKRUPT, torch.zeros_like(rewards)),
+        columns[Columns.TERMINATEDS],
+        following,
+        following_target,
+        columns.get(NEXT_ALLOWED),
+        config.gamma,
+        penalty,
+    )
+    return cql_loss(
+        now,
+        columns[Columns.ACTIONS],
+        targets,
+        config.td_weight,
+        config.cql_alpha,
+        penalty,
+        columns.get(ALLOWED),
+        columns.get(WEIGHTS),
+    )
 
 
 class DiscreteCQLLearner(DQNTorchLearner):
@@ -67,39 +103,15 @@ class DiscreteCQLLearner(DQNTorchLearner):
         self.num_steps = 0  # gradient steps so far: also the batches drawn, which tells the reader where to go on
 
     def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Any, fwd_out: Any) -> torch.Tensor:
-        penalty, columns = config.bankruptcy_penalty, dict(batch)  # RLlib's batch has no get
-        rewards = columns[Columns.REWARDS]
-        targets = td_targets(
-            rewards,
-            columns.get(BANKRUPT, torch.zeros_like(rewards)),
-            columns[Columns.TERMINATEDS],
-            Heads.of(fwd_out[QF_NEXT_PREDS]),
-            Heads.of(fwd_out[QF_TARGET_NEXT_PREDS]),
-            columns.get(NEXT_ALLOWED),
-            config.gamma,
-            penalty,
-        )
-        loss = cql_loss(
-            Heads.of(fwd_out[QF_PREDS]),
-            columns[Columns.ACTIONS],
-            targets,
-            config.td_weight,
-            config.cql_alpha,
-            penalty,
-            columns.get(ALLOWED),
-            columns.get(WEIGHTS),
-        )
-        values = {
-            TD_LOSS: loss.td,
-            CONSERVATIVE_LOSS: loss.conservative,
-            Q_MEAN: loss.q_mean,
-            Q_GAP: loss.q_gap,
-            QUALITY_LOSS: loss.quality,
-            BANKRUPTCY_LOSS: loss.bankruptcy,
+        columns = dict(batch)  # RLlib's batch has no get
+        outputs = zip(*(fwd_out[name] for name in (QF_PREDS, QF_NEXT_PREDS, QF_TARGET_NEXT_PREDS)), strict=True)
+        losses = [network_loss(config, columns, *map(Heads.of, of_network)) for of_network in outputs]
+        logged = {
+            name: torch.stack([getattr(loss, field) for loss in losses]).detach().mean()
+            for name, field in LOGGED.items()
         }
-        logged = {name: value.detach() for name, value in values.items()}
         self.metrics.log_dict(logged, key=module_id, window=METRICS_WINDOW)
-        return loss.total
+        return torch.stack([loss.total for loss in losses]).sum()  # not the mean: each network learns as it would alone
 
     def apply_gradients(self, gradients_dict: Any) -> None:
         super().apply_gradients(gradients_dict)

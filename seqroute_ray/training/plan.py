@@ -11,10 +11,11 @@ from ray.rllib.core.columns import Columns
 from seqroute_ray.core.dataset import Dataset, DatasetHeader, read_header, read_transitions, read_turns
 from seqroute_ray.core.storage import Folder
 from seqroute_ray.training.config import TrainConfig
-from seqroute_ray.training.cql import ActionValueNetwork, make_network
+from seqroute_ray.training.cql import ActionValueNetwork
+from seqroute_ray.training.ensemble import Ensemble, make_ensemble
 from seqroute_ray.training.reader import check_batch_size
 from seqroute_ray.training.relabeled import TRANSITION_ROW, RelabeledData, turn_row_type
-from seqroute_ray.training.train import STEPS_PER_ITERATION, checkpoints_of
+from seqroute_ray.training.train import STEPS_PER_ITERATION, checkpoints_of, network_settings
 
 TRIED_STEPS = 10
 
@@ -46,9 +47,7 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     num_learners = max(1, cql.num_learners)
     check_batch_size(cql.batch_size, num_learners, num_transitions)
     source = one_shard(config, header)
-    settings = {"fcnet_hiddens": cql.hidden, "risk_hidden": cql.risk_hidden, **source.network}
-    network = make_network(source.state_dim, source.num_actions, settings)
-    assert isinstance(network, ActionValueNetwork)  # noqa: S101 - states of a relabeled dataset have parts
+    network = make_ensemble(source.state_dim, source.num_actions, {**network_settings(cql), **source.network})
     iteration = min(STEPS_PER_ITERATION, cql.num_steps)
     num_steps = math.ceil(cql.num_steps / iteration) * iteration
     newest = checkpoints_of(config, header).newest if config.resume else None
@@ -84,12 +83,15 @@ def one_shard(config: TrainConfig, header: DatasetHeader) -> RelabeledData:
     return RelabeledData.of(own)
 
 
-def layers(network: ActionValueNetwork) -> list[str]:
+def layers(ensemble: Ensemble) -> list[str]:
+    network, size = ensemble.networks[0], len(ensemble.networks)
+    assert isinstance(network, ActionValueNetwork)  # noqa: S101 - states of a relabeled dataset have parts
     heads = (("quality", network.quality), ("bankruptcy", network.bankruptcy))
-    return [f"{name}: {layer}" for name, head in heads for layer in head.linears()]
+    times = f"{size} x " if size > 1 else ""
+    return [f"{times}{name}: {layer}" for name, head in heads for layer in head.linears()]
 
 
-def time_a_step(source: RelabeledData, network: ActionValueNetwork, batch_size: int) -> float:
+def time_a_step(source: RelabeledData, network: Ensemble, batch_size: int) -> float:
     """Median seconds of a batch, three passes through the network and one back, on one thread."""
     rng, threads, seconds = np.random.default_rng(0), torch.get_num_threads(), []
     torch.set_num_threads(1)

@@ -27,7 +27,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFET
 from seqroute_ray.core.errors import ConfigError, DataError
 from seqroute_ray.core.storage import absolute
 from seqroute_ray.training.config import CqlConfig
-from seqroute_ray.training.cql import ActionValueNetwork, PlainNetwork, make_network
+from seqroute_ray.training.ensemble import Ensemble, make_ensemble
 from seqroute_ray.training.learner import DiscreteCQLLearner, QModule
 from seqroute_ray.training.placement import check_placement
 from seqroute_ray.training.reader import BatchSource, ShuffledRows, check_batch_size
@@ -124,6 +124,7 @@ class DiscreteCQLConfig(DQNConfig):
                 **{name: getattr(self, name) for name in names},
                 batch_size=self.train_batch_size_per_learner,
                 num_gpus_per_learner=self.num_gpus_per_learner,
+                ensemble_size=self.model_config.get("ensemble_size", 1),
             )
             source = self.rows_opener()()
             check_batch_size(self.train_batch_size_per_learner, max(1, self.num_learners), len(source))
@@ -203,11 +204,11 @@ class DiscreteCQL(DQN):
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         Checkpointable.restore_from_path(self, path, *args, **kwargs)  # not Algorithm's: see set_state
 
-    def network(self) -> ActionValueNetwork | PlainNetwork:
-        """A copy of the learned network; the same for local and remote learners."""
+    def network(self) -> Ensemble:
+        """A copy of the learned networks; the same for local and remote learners."""
         state = self.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"][DEFAULT_MODULE_ID]
         config = self.config
-        network = make_network(config.observation_space.shape[0], int(config.action_space.n), config.model_config)
+        network = make_ensemble(config.observation_space.shape[0], int(config.action_space.n), config.model_config)
         prefix = "network."
         weights = {k.removeprefix(prefix): torch.tensor(v) for k, v in state.items() if k.startswith(prefix)}
         network.load_state_dict(weights)

@@ -17,7 +17,7 @@ from seqroute_ray.core.policy import PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.core.storage import absolute
 from seqroute_ray.training.checkpoints import Checkpoints
 from seqroute_ray.training.config import CqlConfig, TrainConfig
-from seqroute_ray.training.cql import ActionValueNetwork, PlainNetwork, to_numpy
+from seqroute_ray.training.ensemble import Ensemble, mean_network
 from seqroute_ray.training.learner import BANKRUPTCY_LOSS, CONSERVATIVE_LOSS, Q_GAP, Q_MEAN, QUALITY_LOSS
 from seqroute_ray.training.reader import BatchSource
 from seqroute_ray.training.rllib import DiscreteCQL, DiscreteCQLConfig
@@ -26,7 +26,6 @@ from seqroute_ray.training.sources import open_dataset
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, losses)
 Evaluate = Callable[[QNetwork], dict[str, float]]  # figures on the tune part, METRIC among them
-Network = ActionValueNetwork | PlainNetwork
 SHOWN = (QUALITY_LOSS, BANKRUPTCY_LOSS, CONSERVATIVE_LOSS, Q_MEAN, Q_GAP)
 STEPS_PER_ITERATION = 250  # learning-rate and progress granularity
 TUNE_PART = "tune_part"  # where an iteration's result holds the figures of Evaluate
@@ -70,10 +69,8 @@ def train(
         chosen = checkpoints.best or checkpoints.newest
         if chosen is not None and chosen.num_steps != algorithm.num_steps:
             algorithm.restore_from_path(chosen.path.absolute())
-        network, num_steps = algorithm.network(), algorithm.num_steps
-    if not isinstance(network, ActionValueNetwork):
-        raise TypeError(f"a relabeled dataset trains an ActionValueNetwork, got {type(network).__name__}")
-    artefact = make_artefact(header, to_numpy(network), config.cql)
+        network, num_steps = mean_network(algorithm.network()), algorithm.num_steps
+    artefact = make_artefact(header, network, config.cql)
     artefact.save(config.out)
     logger.info("event=trained policy=%s num_steps=%d", artefact.version, num_steps)
     return Trained(artefact, num_steps, checkpoints, {} if chosen is None else chosen.metrics)
@@ -113,9 +110,7 @@ class EvaluateEvery:
     def __call__(self, *, algorithm: DiscreteCQL, result: dict[str, Any], **_others: Any) -> None:
         before = algorithm.num_steps - algorithm.config.dataset_num_iters_per_learner
         if is_due(before, algorithm.num_steps, self.every, self.num_steps):
-            network = algorithm.network()
-            assert isinstance(network, ActionValueNetwork)  # noqa: S101 - states of a relabeled dataset have parts
-            result[TUNE_PART] = self.evaluate(to_numpy(network))
+            result[TUNE_PART] = self.evaluate(mean_network(algorithm.network()))
 
 
 def checkpoints_of(config: TrainConfig, header: DatasetHeader) -> Checkpoints:
@@ -171,11 +166,20 @@ def algorithm_config(open_rows: Callable[[], BatchSource], config: CqlConfig, pe
             train_batch_size_per_learner=config.batch_size,
         )
         .offline_data(input_="transitions", dataset_num_iters_per_learner=steps)
-        .rl_module(model_config={"fcnet_hiddens": config.hidden, "risk_hidden": config.risk_hidden})
+        .rl_module(model_config=network_settings(config))
         .learners(num_learners=config.num_learners, num_gpus_per_learner=config.num_gpus_per_learner)
         .debugging(seed=config.seed, log_level="ERROR")
     )
     return settings
+
+
+def network_settings(config: CqlConfig) -> dict[str, Any]:
+    """Of make_ensemble."""
+    return {
+        "fcnet_hiddens": config.hidden,
+        "risk_hidden": config.risk_hidden,
+        "ensemble_size": config.ensemble_size,
+    }
 
 
 @contextmanager
@@ -192,7 +196,7 @@ def running(settings: DiscreteCQLConfig) -> Iterator[DiscreteCQL]:
         algorithm.stop()
 
 
-def train_network(source: BatchSource, config: CqlConfig, penalty: float, progress: Progress) -> Network:
+def train_network(source: BatchSource, config: CqlConfig, penalty: float, progress: Progress) -> Ensemble:
     """Train on rows in memory for config.num_steps (rounded up to whole iterations); no checkpoints."""
     with running(algorithm_config(lambda: source, config, penalty)) as algorithm:
         while algorithm.num_steps < config.num_steps:

@@ -12,6 +12,7 @@ from typing import Any
 RESET = "reset"  # break the connection off, as a crashed server does
 STALL = "stall"  # say nothing more until the client hangs up
 Script = Sequence[bytes | str]
+Steps = Sequence[bytes | str | asyncio.Event]  # an event is waited for
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Scripted:
 
 
 @asynccontextmanager
-async def scripted(*scripts: Script) -> AsyncIterator[Scripted]:
+async def scripted(*scripts: Steps) -> AsyncIterator[Scripted]:
     """Plays one script a request; the last one again and again."""
     seen = Scripted()
 
@@ -52,12 +53,14 @@ async def scripted(*scripts: Script) -> AsyncIterator[Scripted]:
         server.close()
 
 
-async def _play(script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: Scripted) -> None:
+async def _play(script: Steps, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: Scripted) -> None:
     for step in script:
         if isinstance(step, bytes):
             writer.write(step)
             await writer.drain()
             await asyncio.sleep(0)  # lets the client read what is there so far
+        elif isinstance(step, asyncio.Event):
+            await step.wait()
         elif step == RESET:
             await asyncio.sleep(0.02)  # else the reset overtakes what was written
             raw = writer.get_extra_info("socket")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import aiohttp
 import numpy as np
 import uvicorn
 import yaml
+from threadpoolctl import threadpool_limits
 
 from seqroute_ray.core.catalog import Catalog, ModelSpec
-from seqroute_ray.core.embedding import DEFAULT_EMBEDDER, unit_rows
+from seqroute_ray.core.embedding import DEFAULT_EMBEDDER, WordLlamaEmbedder, unit_rows
 from seqroute_ray.core.fitting import EstimatorConfig, Observations, fit_estimator
 from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout
 from seqroute_ray.core.policy import Perceptron, PolicyArtefact, QNetwork, RiskPrices
@@ -24,7 +26,8 @@ from seqroute_ray.core.queries import Queries
 from seqroute_ray.data.bundled import load_outcomes
 from seqroute_ray.data.sample import DEFAULT_POOL
 from seqroute_ray.serving.api import make_api
-from seqroute_ray.serving.config import ServingConfig
+from seqroute_ray.serving.config import ServingConfig, UpstreamConfig
+from seqroute_ray.serving.pricing import Pricing
 
 NUM_DIMS = 256  # of the wordllama embedder
 NUM_ROWS = 60  # observations that a random estimator is fitted on
@@ -37,6 +40,11 @@ QUESTIONS = [
     "Find all real roots of x^3 - 6x^2 + 11x - 6.",
     "What is the output of 'abc'[::-1].upper()?",
 ]
+
+
+@cache
+def the_embedder() -> WordLlamaEmbedder:
+    return WordLlamaEmbedder()
 
 
 def trio() -> Catalog:
@@ -52,6 +60,23 @@ def spec(name: str, usd_per_m_input: float, usd_per_m_output: float, max_output_
     )
 
 
+def pricing_of(catalog: Catalog, usd_per_m_cached_input: Mapping[str, float] | None = None) -> list[Pricing]:
+    """[K] the catalog's prices; those of cached tokens by name."""
+    return [
+        Pricing.of(
+            UpstreamConfig(
+                model=model.name,
+                base_url="http://127.0.0.1:9/v1",
+                usd_per_m_input=model.usd_per_m_input,
+                usd_per_m_output=model.usd_per_m_output,
+                usd_per_m_cached_input=(usd_per_m_cached_input or {}).get(model.name),
+            )
+        )
+        for model in catalog.models
+    ]
+
+
+@cache
 def random_artefact(
     catalog: Catalog, typical_cost_usd: float = 0.0005, seed: int = 0, types: tuple[str, ...] = TYPES
 ) -> PolicyArtefact:
@@ -74,7 +99,8 @@ def random_artefact(
         log_tokens=np.log(typical_tokens) + longer[:, None] + rng.normal(0, 0.3, (NUM_ROWS, num_models)),
         fold_key=np.arange(NUM_ROWS).astype(np.str_),
     )
-    estimator = fit_estimator(seen, EstimatorConfig(), catalog.names, np.array(types))
+    with threadpool_limits(1):  # on a busy machine, threads that share so little wait for each other
+        estimator = fit_estimator(seen, EstimatorConfig(), catalog.names, np.array(types))
     layout = StateLayout(
         num_models=num_models,
         summary_width=estimator.features.summary_width,
@@ -164,8 +190,11 @@ class Client:
     def get(self, path: str) -> Reply:
         return asyncio.run(self._all("GET", path, [None]))[0]
 
-    def patch(self, path: str, body: Any) -> Reply:
-        return asyncio.run(self._all("PATCH", path, [body]))[0]
+    def put(self, path: str, body: Any) -> Reply:
+        return asyncio.run(self._all("PUT", path, [body]))[0]
+
+    def delete(self, path: str) -> Reply:
+        return asyncio.run(self._all("DELETE", path, [None]))[0]
 
     def post(self, path: str, body: Any) -> Reply:
         return asyncio.run(self._all("POST", path, [body]))[0]

@@ -52,6 +52,17 @@ def test_a_conversation_with_tools_becomes_chat_messages() -> None:
     ]
 
 
+def test_claude_codes_changing_first_line_is_not_sent_on() -> None:
+    def system(line: str, *rest: str) -> Any:
+        return parse(system=[text(part) for part in (line, *rest)]).fields["messages"]
+
+    line = "x-anthropic-billing-header: cc_version=2.1.177.01c; cc_entrypoint=cli; cch="
+    assert system(line + "36ee5;", "You are", "x-anthropic-billing-header: 1") == system(
+        "You are", "x-anthropic-billing-header: 1"
+    )
+    assert [message["role"] for message in system(line)] == ["user"]
+
+
 def test_a_request_becomes_a_turn_like_any_other() -> None:
     request = parse(
         model="claude-x",
@@ -175,7 +186,7 @@ TEXTS = st.text('ab:é{"\n\0', max_size=4)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-    max_leaves=8,
+    max_leaves=5,
 )
 BLOCKS = st.lists(
     st.builds(lambda block, extra: {**block, **extra}, st.sampled_from([text("a"), USE, RESULT]), st.just({}))

@@ -63,3 +63,14 @@ def test_a_client_that_hangs_up_on_a_replica_leaves_no_reservation(tmp_path: Pat
     assert during["reserved_usd"] > 0
     assert (after["reserved_usd"], after["num_turns"]) == (0, 1)
     assert after["spent_usd"] > 0
+
+
+@pytest.mark.parametrize(
+    ("user_config", "message"),
+    [({}, "user_config: artefact: Field required"), ({"artefact": "p", "epsilon": 2}, "user_config: epsilon: ")],
+)
+def test_a_broken_user_config_is_refused(user_config: dict[str, object], message: str) -> None:
+    from seqroute_ray.serving.app import policy_settings
+
+    with pytest.raises(ConfigError, match=message):
+        policy_settings(user_config)

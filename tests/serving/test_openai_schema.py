@@ -126,7 +126,7 @@ TEXTS = st.text('ab:é{"\n\0', max_size=4)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-    max_leaves=8,
+    max_leaves=5,
 )
 FIELDS = st.sampled_from(sorted(ChatCompletionRequest.model_fields))
 PARTS = st.sampled_from(["text", "type", "role", "content", "tool_calls", "refusal", "user_id", "session_id"])

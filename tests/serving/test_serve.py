@@ -20,7 +20,7 @@ def test_a_port_out_of_range_is_refused(port: int) -> None:
 
 BROKEN = [
     ({"default_max_tokens": 0}, "default_max_tokens"),
-    ({"artefact_dir": "/nowhere"}, "no manifest"),
+    ({"policy": {"artefact": "/nowhere"}}, "no manifest"),
     ({}, "replay_upstream needs one base_url"),
 ]
 

@@ -1,94 +1,51 @@
-"""What becomes of the money when a provider fails or a client hangs up; against real HTTP providers."""
+"""What becomes of the money of whole answers, whatever the provider says; against a real HTTP provider."""
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
-from aiohttp import web
-from seqroute_ray.serving.protocol import TurnHeaders, parse_chat
 
 from seqroute_ray.core.ledger import Account
-from seqroute_ray.serving.config import load_config
-from seqroute_ray.serving.router import Decision, Prompt
-from seqroute_ray.serving.turns import Answer, TurnService
+from seqroute_ray.serving.openai_answers import OpenAIRenderer
+from seqroute_ray.serving.router import Prompt, Wish
+from seqroute_ray.serving.turns import TurnService
 from seqroute_ray.serving.upstream import UpstreamError
 
-from .support import QUESTIONS, TYPES, random_artefact, settings, trio, write_settings
+from .scripted_provider import whole
+from .service_support import account_of, answer, answered, ask_for, refused, service_over
+from .support import QUESTIONS, TYPES, trio
 
-T = TypeVar("T")
-HEADERS = TurnHeaders(session_id="s", budget_nusd=10**7)
-REQUEST = parse_chat({"messages": [{"role": "user", "content": QUESTIONS[0]}], "max_tokens": 50, "temperature": 0.5})
 SECRET = "not-a-real-key"  # what a test sets as API key
 
 
-class Provider:
-    """Answers with `status` and `text` after `delay_s`; remembers what it was asked."""
-
-    def __init__(self, text: str, status: int = 200, delay_s: float = 0.0) -> None:
-        self.text, self.status, self.delay_s = text, status, delay_s
-        self.asked: list[tuple[dict[str, Any], str | None]] = []
-
-    async def answer(self, request: web.Request) -> web.Response:
-        self.asked.append((await request.json(), request.headers.get("authorization")))
-        await asyncio.sleep(self.delay_s)
-        return web.Response(text=self.text, status=self.status, content_type="application/json")
-
-
-def with_usage(**usage: Any) -> Provider:
-    return Provider(json.dumps({"usage": usage}))
-
-
-def in_service(folder: Path, provider: Provider, act: Callable[[TurnService], Awaitable[T]], **changes: Any) -> T:
-    """The result of `act` on a service whose only provider is `provider`."""
-
-    async def scenario() -> T:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", provider.answer)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        fields = settings(folder, random_artefact(trio()), f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
-        for upstream in fields["upstreams"]:
-            upstream.update(changes.get("upstream", {}))
-        fields["upstream_timeout_s"] = changes.get("timeout_s", 30)
-        async with TurnService(load_config(write_settings(folder, fields))) as service:
-            result = await act(service)
-        await runner.cleanup()
-        return result
-
-    return asyncio.run(scenario())
-
-
-async def answer(service: TurnService) -> Answer:
-    return await service.answer(REQUEST, HEADERS)
-
-
-async def failure(service: TurnService) -> tuple[UpstreamError, Account]:
-    with pytest.raises(UpstreamError) as caught:
-        await answer(service)
-    return caught.value, await service.account("s")
-
-
 def test_usage_is_priced_by_the_catalog(tmp_path: Path) -> None:
-    result = in_service(tmp_path, with_usage(prompt_tokens=5, completion_tokens=7), answer)
-    assert result.cost_nusd == round(float(trio().cost_usd(result.decision.action, 5, 7)) * 1e9)
-    assert (result.account.spent_nusd, result.account.reserved_nusd) == (result.cost_nusd, 0)
-    assert result.account.context == {"num_turns": 1, "summary_sum": list(result.decision.summary)}
+    async def scenario() -> tuple[Any, Account]:
+        async with service_over(tmp_path, answered(prompt_tokens=5, completion_tokens=7)) as (service, _):
+            return await answer(service, ask_for(max_tokens=50)), await account_of(service)
+
+    result, account = asyncio.run(scenario())
+    paid = result["seqroute"]
+    assert account.spent_nusd == round(float(trio().cost_usd(paid["decision"]["action"], 5, 7)) * 1e9)
+    assert paid["cost_usd"] == paid["spent_usd"] == account.spent_nusd / 1e9
+    assert (account.reserved_nusd, account.num_turns) == (0, 1)
+    assert account.latest == {"model": paid["decision"]["model"]}
+    assert paid["turn"] == 0
 
 
 def test_the_prompt_and_the_named_type_of_task_are_what_the_router_decides_on(tmp_path: Path) -> None:
-    async def both(service: TurnService) -> tuple[Decision, Decision]:
-        prompt = Prompt(tokens=REQUEST.prompt_tokens, tokens_bound=REQUEST.prompt_tokens_bound, task_type=TYPES[1])
-        expected = service.router.decide(REQUEST.text, Account("s", 10**7, 0, 0, 0, {}), prompt, 50, 0.0)
-        return await service.decide(REQUEST, replace(HEADERS, task_type=TYPES[1])), expected
+    async def scenario() -> None:
+        async with service_over(tmp_path, answered()) as (service, _):
+            ask = ask_for(max_tokens=50, knobs={"task_type": TYPES[1]})
+            request, router = ask.request, service.policies.current
+            prompt = Prompt(tokens=request.prompt_tokens, tokens_bound=request.prompt_tokens_bound, task_type=TYPES[1])
+            account = Account(ask.session.session_id, 10**7)
+            expected = router.choose(router.embed(QUESTIONS[0]), account, prompt, Wish(max_tokens=50))
+            assert await service.decide(ask) == expected
 
-    decision, expected = in_service(tmp_path, with_usage(), both)
-    assert decision == expected
+    asyncio.run(scenario())
 
 
 USELESS_USAGE = [
@@ -103,102 +60,179 @@ USELESS_USAGE = [
 
 @pytest.mark.parametrize("usage", USELESS_USAGE)
 def test_without_usage_the_whole_reservation_is_charged(tmp_path: Path, usage: Any) -> None:
-    result = in_service(tmp_path, Provider(json.dumps({"usage": usage})), answer)
-    assert result.account.spent_nusd == result.decision.reserve_nusd
-    assert result.account.reserved_nusd == 0
+    async def scenario() -> tuple[Any, Account]:
+        choices = [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}]
+        async with service_over(tmp_path, [whole({"choices": choices, "usage": usage})]) as (service, _):
+            return await answer(service, ask_for()), await account_of(service)
+
+    result, account = asyncio.run(scenario())
+    assert account.spent_nusd == round(result["seqroute"]["decision"]["reserve_usd"] * 1e9) > 0
+    assert account.reserved_nusd == 0
 
 
 def test_a_provider_that_ignores_max_tokens_is_recorded_in_full(tmp_path: Path) -> None:
-    result = in_service(tmp_path, with_usage(prompt_tokens=5, completion_tokens=5_000_000), answer)
-    assert result.account.spent_nusd == result.cost_nusd > result.account.budget_nusd
-    assert result.account.overshoot_nusd == result.cost_nusd - result.decision.reserve_nusd
+    async def scenario() -> tuple[Any, Account]:
+        async with service_over(tmp_path, answered(completion_tokens=5_000_000)) as (service, _):
+            return await answer(service, ask_for()), await account_of(service)
+
+    result, account = asyncio.run(scenario())
+    reserve_nusd = round(result["seqroute"]["decision"]["reserve_usd"] * 1e9)
+    assert account.spent_nusd > account.budget_nusd
+    assert account.overshoot_nusd == account.spent_nusd - reserve_nusd
+    assert result["seqroute"]["remaining_usd"] == 0
 
 
 def test_the_provider_gets_its_own_model_name_the_clamp_and_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEQROUTE_TEST_KEY", SECRET)
-    provider = with_usage(prompt_tokens=5, completion_tokens=7)
-    change = {
+    upstream = {
         "api_key_env": "SEQROUTE_TEST_KEY",
         "upstream_model": "theirs",
         "max_tokens_field": "max_completion_tokens",
     }
-    in_service(tmp_path, provider, answer, upstream=change)
-    messages = [{"role": "user", "content": QUESTIONS[0]}]
-    expected = {"messages": messages, "temperature": 0.5, "model": "theirs", "max_completion_tokens": 50}
-    assert provider.asked == [(expected, f"Bearer {SECRET}")]
+
+    async def scenario() -> None:
+        async with service_over(tmp_path, answered(), upstream=upstream) as (service, provider):
+            await answer(service, ask_for(max_tokens=50, temperature=0.5))
+        messages = [{"role": "user", "content": QUESTIONS[0]}]
+        sent = {"messages": messages, "temperature": 0.5, "model": "theirs", "max_completion_tokens": 50}
+        assert provider.bodies == [sent]
+        assert f"authorization: bearer {SECRET}" in provider.heads[0]
+        assert "x-client-request-id: dec_1.0.0" in provider.heads[0]
+
+    asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("status", [302, 400, 401, 429, 500])
-def test_a_refusal_gives_the_reservation_back(tmp_path: Path, status: int) -> None:
-    body = json.dumps({"error": {"message": "key abc is wrong"}})
-    error, account = in_service(tmp_path, Provider(body, status), failure)
-    assert (error.status, error.may_be_billed) == (status, False)
-    assert ("key abc" in str(error)) == (status != 401)  # a provider may quote a part of the key
-    assert (account.spent_nusd, account.reserved_nusd) == (0, 0)
+async def failure(service: TurnService) -> tuple[UpstreamError, Account]:
+    with pytest.raises(UpstreamError) as caught:
+        await answer(service, ask_for())
+    return caught.value, await account_of(service)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "<html>"])
-def test_an_answer_that_cannot_be_read_is_charged(tmp_path: Path, text: str) -> None:
-    error, account = in_service(tmp_path, Provider(text), failure)
-    assert error.may_be_billed
-    assert account.spent_nusd > 0
-    assert account.reserved_nusd == 0
+@pytest.mark.parametrize("status", [302, 400, 401])
+def test_a_refusal_gives_the_reservation_back_and_is_not_repeated(tmp_path: Path, status: int) -> None:
+    async def scenario() -> None:
+        async with service_over(tmp_path, refused(status, "key abc is wrong")) as (service, provider):
+            error, account = await failure(service)
+        assert (error.status, error.may_be_billed) == (status, False)
+        assert ("key abc" in str(error)) == (status != 401)  # a provider may quote a part of the key
+        assert (account.spent_nusd, account.reserved_nusd, account.num_turns) == (0, 0, 0)
+        assert len(provider.bodies) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"<html>"])
+def test_an_answer_that_cannot_be_read_is_charged_and_not_repeated(tmp_path: Path, text: bytes) -> None:
+    async def scenario() -> None:
+        async with service_over(tmp_path, [whole(text)]) as (service, provider):
+            error, account = await failure(service)
+        assert error.may_be_billed
+        assert account.spent_nusd > 0
+        assert account.reserved_nusd == 0
+        assert len(provider.bodies) == 1
+
+    asyncio.run(scenario())
 
 
 def test_a_provider_that_does_not_answer_in_time_is_charged(tmp_path: Path) -> None:
-    error, account = in_service(tmp_path, Provider("{}", delay_s=5), failure, timeout_s=0.3)
-    assert error.may_be_billed
-    assert account.spent_nusd > 0
-    assert account.reserved_nusd == 0
+    async def scenario() -> None:
+        async with service_over(tmp_path, [asyncio.Event()], upstream_timeout_s=0.3) as (service, _):
+            error, account = await failure(service)
+        assert error.may_be_billed
+        assert account.spent_nusd > 0
+        assert account.reserved_nusd == 0
+
+    asyncio.run(scenario())
 
 
 def test_a_client_that_hangs_up_leaves_no_reservation(tmp_path: Path) -> None:
-    provider = with_usage(prompt_tokens=5, completion_tokens=7)
-    provider.delay_s = 0.3
+    async def scenario() -> None:
+        gate = asyncio.Event()
+        async with service_over(tmp_path, [gate, *answered()]) as (service, provider):
+            turn = asyncio.create_task(answer(service, ask_for()))
+            while not provider.bodies:
+                await asyncio.sleep(0.01)
+            during = await account_of(service)
+            turn.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await turn
+            gate.set()
+            while (await account_of(service)).reserved_nusd:
+                await asyncio.sleep(0.01)
+            after = await account_of(service)
+        assert during.reserved_nusd > 0
+        assert after.num_turns == 1
+        assert 0 < after.spent_nusd < during.reserved_nusd
 
-    async def hang_up(service: TurnService) -> tuple[Account, Account]:
-        turn = asyncio.create_task(answer(service))
-        while not provider.asked:
-            await asyncio.sleep(0.01)
-        during = await service.account("s")
-        turn.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await turn
-        while (await service.account("s")).reserved_nusd:
-            await asyncio.sleep(0.01)
-        return during, await service.account("s")
-
-    during, after = in_service(tmp_path, provider, hang_up)
-    assert during.reserved_nusd > 0
-    assert after.context["num_turns"] == 1
-    assert 0 < after.spent_nusd < during.reserved_nusd
+    asyncio.run(scenario())
 
 
 def test_a_server_that_stops_finishes_its_paid_turns(tmp_path: Path) -> None:
-    provider = with_usage(prompt_tokens=5, completion_tokens=7)
-    provider.delay_s = 0.3
+    async def scenario() -> Any:
+        gate = asyncio.Event()
+        async with service_over(tmp_path, [gate, *answered()]) as (service, provider):
+            turn = asyncio.create_task(answer(service, ask_for()))
+            while not provider.bodies:
+                await asyncio.sleep(0.01)
+            asyncio.get_running_loop().call_later(0.1, gate.set)
+        return turn.result()
 
-    async def leave(service: TurnService) -> "asyncio.Task[Answer]":
-        task = asyncio.create_task(answer(service))
-        while not provider.asked:
-            await asyncio.sleep(0.01)
-        return task
-
-    task = in_service(tmp_path, provider, leave)
-    assert task.result().account.reserved_nusd == 0
+    assert asyncio.run(scenario())["seqroute"]["reserved_usd"] == 0
 
 
 def test_parallel_turns_all_join_the_sessions_memory(tmp_path: Path) -> None:
-    provider = with_usage(prompt_tokens=5, completion_tokens=7)
-    provider.delay_s = 0.1
+    async def scenario() -> None:
+        async with service_over(tmp_path, answered()) as (service, _):
+            asks = [ask_for(max_tokens=20, decision_id=f"dec_{number}") for number in range(8)]
+            await asyncio.gather(*(answer(service, ask) for ask in asks))
+            account = await account_of(service)
+            records = [await service.decision(ask.decision_id, "local") for ask in asks]
+            log = await service.ledger.session_log(account.session_id)
+        assert account.num_turns == len(log.turns) == 8
+        assert sorted(record["turn"] for record in records) == list(range(8))
+        np.testing.assert_allclose(sum(account.summary_sum[: len(TYPES)]), 8)  # the shares of the types of each turn
 
-    async def crowd(service: TurnService) -> tuple[list[Answer], Account]:
-        answers = await asyncio.gather(*(answer(service) for _ in range(8)))
-        return answers, await service.account("s")
+    asyncio.run(scenario())
 
-    answers, account = in_service(tmp_path, provider, crowd)
-    assert account.context["num_turns"] == 8
-    summary_sum = np.sum([each.decision.summary for each in answers], axis=0)
-    np.testing.assert_allclose(account.context["summary_sum"], summary_sum)
+
+def test_a_decision_record_says_all_but_texts(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        text = "a canary among the questions"
+        async with service_over(tmp_path, answered("a canary among the answers")) as (service, _):
+            await answer(service, ask_for(text, max_tokens=20))
+            record = await service.decision("dec_1", "local")
+        assert "canary" not in json.dumps(record)
+        assert record["usage"]["completion_tokens"] == record["completion_tokens"] == 7
+        assert record["prompt_tokens"] == 5
+        assert record["finished"]
+        assert record["failed_attempts"] == []
+        assert record["attempt_id"] == "dec_1.0.0"
+        assert record["session_from"] == "x-session-id"
+        assert record["propensity"] == 1.0
+        assert 0 < record["latency_s"] < 10
+
+    asyncio.run(scenario())
+
+
+def test_a_turn_that_may_cost_little_is_answered_briefly_by_a_model_that_it_can_pay(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with service_over(tmp_path, answered()) as (service, _):
+            decision = await service.decide(ask_for(knobs={"max_turn_nusd": 50_000}))
+            free = await service.decide(ask_for())
+        assert decision.reserve_nusd <= 50_000 < free.reserve_nusd
+
+    asyncio.run(scenario())
+
+
+def test_rendered_answers_carry_what_the_provider_said(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with service_over(tmp_path, answered("yes")) as (service, _):
+            ask = ask_for()
+            stored = await service.answer(ask, OpenAIRenderer(ask.request.include_usage))
+        body = json.loads(stored.body)  # type: ignore[union-attr]
+        assert body["choices"][0]["message"] == {"role": "assistant", "content": "yes"}
+        assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 7}
+
+    asyncio.run(scenario())

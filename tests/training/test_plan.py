@@ -28,6 +28,10 @@ def test_a_plan_counts_steps_epochs_and_parameters(toy_dataset: RelabelReport, t
     assert plan.num_epochs == pytest.approx(750 * 1000 / toy_dataset.num_transitions)
     assert 0 < plan.about_step_s * 749 < plan.about_wall_s
     assert not plan.streams
+    thrice = replace(cql, ensemble_size=3)
+    of_three = plan_training(TrainConfig(dataset=toy_dataset.out, out=tmp_path / "policy", cql=thrice))
+    assert of_three.num_parameters == 3 * plan.num_parameters
+    assert of_three.network == [f"3 x {layer}" for layer in plan.network]
     assert list(tmp_path.iterdir()) == []
     small = replace(cql, memory_mb=1.0)
     streamed = plan_training(TrainConfig(dataset=toy_dataset.out, out=tmp_path / "policy", cql=small))
@@ -39,6 +43,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a batch of more than there is": ({"batch_size": 10_000_000}, "lower the batch size"),
     "no rows in memory": ({"memory_mb": 0.0}, "memory_mb must be > 0, got 0.0"),
     "nothing to learn": ({"cql_alpha": 0.0, "td_weight": 0.0}, "one of them > 0"),
+    "no network": ({"ensemble_size": 0}, "ensemble_size must be at least 1, got 0"),
     "less than no learner": ({"num_learners": -1}, "must be >= 0, got -1"),
 }
 

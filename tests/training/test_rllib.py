@@ -12,6 +12,7 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from seqroute_ray.core.errors import ConfigError, DataError
+from seqroute_ray.training.ensemble import Ensemble
 from seqroute_ray.training.rllib import DiscreteCQL, DiscreteCQLConfig
 from tests.training.test_checkpoints import losses
 
@@ -75,6 +76,29 @@ def test_double_q_learns_what_a_hand_works_out_and_conservatism_widens_the_gap(c
         algorithm.stop()
 
 
+def learned_by(path: Path, ensemble_size: int) -> tuple[Ensemble, dict[str, float]]:
+    """The networks after some steps, and what was logged."""
+    torch.manual_seed(0)
+    algorithm = config_of(path, 50).rl_module(model_config={"ensemble_size": ensemble_size}).build_algo()
+    try:
+        logged = losses(algorithm.train())
+        return algorithm.network(), logged
+    finally:
+        algorithm.stop()
+
+
+def test_each_network_of_an_ensemble_learns_as_it_would_alone_and_the_policy_is_their_mean(chain: Path) -> None:
+    (alone, of_one), (both, of_two) = learned_by(chain, 1), learned_by(chain, 2)
+    assert (len(alone.networks), len(both.networks)) == (1, 2)
+    states = torch.eye(LENGTH)
+    with torch.no_grad():
+        first, second = both.each(states)
+        torch.testing.assert_close(first, alone(states))
+        assert (first - second).abs().max() > 1e-4
+        torch.testing.assert_close(both(states), (first + second) / 2)
+    assert of_two["td_loss"] == pytest.approx(of_one["td_loss"], rel=0.2)  # a mean over networks, not their sum
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_building_leaves_nothing_in_the_home_folder(
@@ -118,6 +142,8 @@ def test_what_cannot_be_is_refused_before_anything_is_built(chain: Path) -> None
     ):
         with pytest.raises(error, match=words):
             config_of(chain, 1, **settings).build_algo()
+    with pytest.raises(ConfigError, match="ensemble_size must be at least 1, got 0"):
+        config_of(chain, 1).rl_module(model_config={"ensemble_size": 0}).build_algo()
     with pytest.raises(ConfigError, match="input_ must be one path of a file or a folder, got 'sampler'"):
         DiscreteCQLConfig().build_algo()
     with pytest.raises(DataError, match="no Parquet files here"):

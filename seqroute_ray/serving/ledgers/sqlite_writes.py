@@ -1,10 +1,9 @@
 """What the SQLite ledger writes: each function is one operation inside a transaction, by the rules of core.ledger."""
 
+import json
 import sqlite3
 import time
 from dataclasses import replace
-
-from pydantic_core import to_json
 
 from seqroute_ray.core.ledger import (
     NO_CHANGE,
@@ -30,7 +29,7 @@ from seqroute_ray.serving.ledgers.sqlite_file import pack_doubles
 from seqroute_ray.serving.ledgers.sqlite_rows import account_of, attempt_of
 
 # Gives a session the next number of the decision log. Only one transaction writes, so numbers are committed in order.
-_NEXT_LOG_NUMBER = "log_number = (SELECT coalesce(max(log_number), 0) + 1 FROM accounts)"
+_NEXT = "log_number = (SELECT coalesce(max(log_number), 0) + 1 FROM accounts)"
 
 
 def open_account(db: sqlite3.Connection, session_id: str, change: Change) -> Account:
@@ -151,15 +150,15 @@ def _log_turn(db: sqlite3.Connection, account: Account, attempt: Attempt, turn: 
     summary_sum = summed(account.summary_sum, turn.summary)
     after = replace(account, num_turns=account.num_turns + 1, summary_sum=summary_sum, latest=turn.latest)
     db.execute(
-        f"UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ?, {_NEXT_LOG_NUMBER} WHERE session_id = ?",
-        (after.num_turns, pack_doubles(summary_sum), to_json(turn.latest).decode(), account.session_id),
+        f"UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ?, {_NEXT} WHERE session_id = ?",  # nosec B608  # noqa: S608
+        (after.num_turns, pack_doubles(summary_sum), json.dumps(turn.latest), account.session_id),
     )
     row = (turn.decision_id, account.session_id, account.num_turns, attempt.attempt_id, attempt.cost_nusd, turn.owner)
     try:
         db.execute(
             "INSERT INTO decisions (decision_id, session_id, turn, attempt_id, settled_nusd, owner, at_s, record, "
             "embedding) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*row, time.time(), to_json(turn.record).decode(), turn.embedding),
+            (*row, time.time(), json.dumps(turn.record), turn.embedding),
         )
     except sqlite3.IntegrityError as error:
         raise used_decision(turn.decision_id) from error
@@ -182,4 +181,4 @@ def add_feedback(db: sqlite3.Connection, feedback: Feedback) -> None:
 
 
 def _number_log(db: sqlite3.Connection, session_id: str) -> None:
-    db.execute(f"UPDATE accounts SET {_NEXT_LOG_NUMBER} WHERE session_id = ?", (session_id,))
+    db.execute(f"UPDATE accounts SET {_NEXT} WHERE session_id = ?", (session_id,))  # nosec B608  # noqa: S608

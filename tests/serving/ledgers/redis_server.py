@@ -1,6 +1,7 @@
 """A real redis-server of its own port and folder, that can be killed and started again."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -15,9 +16,7 @@ class RedisServer:
     """Runs from `start` to `stop` or `kill`; settings are those of redis.conf."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = _free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
         self._settings = {"appendonly": "yes", "appendfsync": "always", "save": ""} | settings
@@ -59,3 +58,15 @@ class RedisServer:
                 pass
             time.sleep(0.01)
         raise TimeoutError("redis-server did not answer in 20 s")
+
+
+def _free_port() -> int:
+    """One below those that the kernel gives to clients: while a server is away, one might take, or be, its port."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
