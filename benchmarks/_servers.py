@@ -30,7 +30,7 @@ class Server(Protocol):
         ...
 
     def kill(self, what: str, rng: np.random.Generator) -> bool:
-        """SIGKILL one process of a kind; False when none is there now."""
+        """SIGKILL one process of a kind; False when none can be spared: of replicas, one keeps answering."""
         ...
 
     def processes(self, what: str) -> list[int]: ...
@@ -41,7 +41,7 @@ class Server(Protocol):
 
 
 class UvicornReplicas:
-    """A process and a port each; a killed one is started again at once, and none is killed while another starts."""
+    """A process and a port each; a killed one is started again at once."""
 
     def __init__(self, config: Path, ports: list[int], *flags: str) -> None:
         self.base_urls = [f"http://127.0.0.1:{port}" for port in ports]
@@ -112,10 +112,15 @@ class RayServe:
 
     def kill(self, what: str, rng: np.random.Generator) -> bool:
         found = self.processes(what)
-        if not found:
+        if not found or (what == "replica" and self.num_running < 2):
             return False
         _kill([found[int(rng.integers(len(found)))]])
         return True
+
+    @property
+    def num_running(self) -> int:
+        """Replicas that answer, as far as the controller knew last."""
+        return self.timeline[-1]["replicas"].get("RUNNING", 0) if self.timeline else 0
 
     def processes(self, what: str) -> list[int]:
         """Ids of the cluster's processes of a kind."""

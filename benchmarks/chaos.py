@@ -180,9 +180,10 @@ class Bench:
             await asyncio.sleep(gap_s)
             order = order or [str(each) for each in self.rng.permutation(self.killable)]
             what = order.pop()
-            if await asyncio.to_thread(self.kill, what):
-                self.kills[what] += 1
-                say({"killed": what})
+            while not (killed := await asyncio.to_thread(self.kill, what)) and time.monotonic() < until_s:
+                await asyncio.sleep(0.5)
+            self.kills[what] += killed
+            say({"killed": what if killed else None})
 
     @property
     def killable(self) -> list[str]:
