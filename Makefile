@@ -1,4 +1,4 @@
-# make quickstart | test | lint | audit | bench: each makes .venv first, with the pinned versions of constraints.txt.
+# make quickstart | test | lint | validate-deploy | audit | bench: each makes .venv first, with the pinned versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
-.PHONY: quickstart test lint audit bench bench-quality clean
+.PHONY: quickstart test lint validate-deploy audit bench bench-quality clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --severity-level medium seqroute_ray jobs
+
+# cluster.yaml, deploy/ and serve_configs/, offline. ARGS=--run-docker-commands also runs the Dockerfile's pip commands.
+validate-deploy: $(VENV)/.installed-dev
+	$(BIN)/python -m deploy.validate $(ARGS)
 
 # Known vulnerabilities of everything that is pinned; a package that cannot be looked up is a failure too.
 audit: $(VENV)/.installed
