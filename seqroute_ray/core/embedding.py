@@ -5,6 +5,7 @@ import logging
 import os
 import urllib.request
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,8 +103,12 @@ class OpenAIEmbedder:
         return unit_rows(np.array([row["embedding"] for row in ordered], dtype=np.float32))
 
 
+@cache
 def load_embedder(name: str) -> Embedder:
-    """The embedder called `wordllama` or `openai:MODEL@BASE_URL`. Raises ConfigError."""
+    """The embedder called `wordllama` or `openai:MODEL@BASE_URL`. Raises ConfigError.
+
+    One a process: it has no state but its weights, and all policies of a server share them.
+    """
     if name == DEFAULT_EMBEDDER:
         return WordLlamaEmbedder()
     kind, _, rest = name.partition(":")
