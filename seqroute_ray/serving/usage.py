@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_PLAUSIBLE_TOKENS = 10**9  # a usage above this is no usage
-MIN_BYTES_PER_TOKEN = 3  # text has about 4 bytes a token; see protocol.prompt_tokens_bound
 NOT_GENERATED = frozenset({"role", "id", "type"})  # texts of a delta that are no tokens
 
 # A chunk of plain text, with nothing else to read off it: most of a stream. A match costs a quarter of json.loads.
@@ -41,13 +40,6 @@ class Tally:
     @property
     def finished(self) -> bool:
         return self.done and self.finish_reason is not None
-
-    def estimate(self, prompt_tokens_bound: int, max_tokens: int) -> Usage:
-        """The usage that came; else one made of what was seen, which is a lower bound where the provider went on."""
-        if self.usage is not None:
-            return self.usage
-        seen_tokens = -(-self.completion_bytes // MIN_BYTES_PER_TOKEN)
-        return Usage(prompt_tokens=prompt_tokens_bound, completion_tokens=min(seen_tokens, max_tokens))
 
     def add_plain(self, payload: bytes) -> bool:
         """Count a chunk of plain text without parsing it; False where it has to be parsed."""

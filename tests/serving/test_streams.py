@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from seqroute_ray.serving.prompt_tokens import estimate
 from seqroute_ray.serving.sse import SseParser, encode
 
 from .scripted_provider import RESET, STREAM_END, STREAM_HEAD, Script, Step, part
@@ -60,7 +61,7 @@ def seen_usd(bound: int, num_bytes: int) -> float:
 
 
 def prompt_bound() -> int:
-    return -(-len(QUESTIONS[0].encode()) // 3) + 8
+    return estimate([], [QUESTIONS[0]]).bound
 
 
 def test_a_stream_is_relayed_and_charged_by_its_usage(tmp_path: Path) -> None:

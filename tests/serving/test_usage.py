@@ -76,14 +76,6 @@ def test_the_last_usage_counts_and_nonsense_leaves_it() -> None:
     assert tally == Tally(usage=Usage(prompt_tokens=5, completion_tokens=2))
 
 
-def test_without_a_usage_the_bytes_seen_are_the_estimate_up_to_the_limit() -> None:
-    tally = Tally(completion_bytes=10)
-    assert tally.estimate(7, max_tokens=100) == Usage(prompt_tokens=7, completion_tokens=4)
-    assert tally.estimate(7, max_tokens=3) == Usage(prompt_tokens=7, completion_tokens=3)
-    tally.usage = Usage(prompt_tokens=1, completion_tokens=200)
-    assert tally.estimate(7, max_tokens=3) == tally.usage
-
-
 def test_details_of_a_usage_are_read() -> None:
     raw = {
         "prompt_tokens": 10,
