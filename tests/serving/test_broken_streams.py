@@ -10,7 +10,7 @@ import pytest
 
 from seqroute_ray.serving.config import load_config
 from seqroute_ray.serving.pricing import Pricing
-from seqroute_ray.serving.usage import MIN_BYTES_PER_TOKEN
+from seqroute_ray.serving.prompt_tokens import MIN_BYTES_PER_TOKEN
 
 from .fake_provider import WORD, running_fake_provider
 from .support import QUESTIONS, random_artefact, running_api, settings, trio, write_settings
