@@ -4,10 +4,13 @@ import logging
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from pyarrow.fs import S3FileSystem
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+hypothesis.settings.register_profile("busy", deadline=None)  # a machine shared with others says nothing of our speed
+hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")
