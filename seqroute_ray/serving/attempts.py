@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -104,7 +104,13 @@ class Attempts:
             task_type=ask.knobs.task_type,
             cached_tokens=_cached_tokens(ask),
         )
-        return router.choose(embedding, account, prompt, wish)
+        try:
+            return router.choose(embedding, account, prompt, wish)
+        except (BudgetExhaustedError, NoModelError):
+            if because != "tool_call":
+                raise
+            # What tools said is plain text: rather another model goes on with it than none.
+            return router.choose(embedding, account, prompt, replace(wish, only=None, only_because="policy"))
 
     async def start(self, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse) -> Started:
         """The first provider that answers. Raises RequestError, UpstreamError."""

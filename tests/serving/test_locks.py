@@ -85,6 +85,18 @@ def test_a_locked_turn_is_not_carried_to_another_model_when_its_own_fails(tmp_pa
     asyncio.run(scenario())
 
 
+def test_an_open_tool_call_goes_on_with_another_model_rather_than_none(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with api_over(tmp_path, answered()) as api:
+            await api.chat(model=trio().names[2], max_tokens=20)  # the dearest: its prompt alone costs more than ...
+            little = {"x_max_turn_usd": "0.00008"}
+            tools, reasoned = await route(api, TOOL_LOOP, little), await route(api, REASONED, little)
+        assert (tools["model"] != trio().names[2], tools["chosen_by"]) == (True, "policy")
+        assert reasoned["error"]["code"] == "budget_exhausted"
+
+    asyncio.run(scenario())
+
+
 def test_a_kept_prefix_is_visible_in_the_predicted_cost_and_can_change_the_choice(tmp_path: Path) -> None:
     long = {"role": "user", "content": "word " * 8000}  # 10,000 typical tokens
     messages = [long, {"role": "assistant", "content": "yes"}, USER]
