@@ -72,15 +72,19 @@ def test_a_pin_wins_over_a_lock(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_locked_turn_is_not_carried_to_another_model_when_its_own_fails(tmp_path: Path) -> None:
+def test_reasoning_is_not_carried_to_another_model_when_its_own_fails_but_what_tools_said_is(tmp_path: Path) -> None:
     async def scenario() -> None:
         name = trio().names[0]
-        async with api_over(tmp_path, answered(), refused(500), retries=0) as api:
+        async with api_over(tmp_path, answered(), refused(500), refused(500), answered(), retries=0) as api:
             await api.chat(model=name, max_tokens=20)
-            body = {"messages": TOOL_LOOP, "max_tokens": 20}
-            reply = await api.call("POST", "/v1/chat/completions", body)
-        assert (reply.status, reply.body["error"]["code"]) == (502, "upstream_server")
-        assert [body["model"] for body in api.provider.bodies] == [name, name]
+            reasoned, tools = [
+                await api.call("POST", "/v1/chat/completions", {"messages": messages, "max_tokens": 20})
+                for messages in (REASONED, TOOL_LOOP)
+            ]
+        assert (reasoned.status, reasoned.body["error"]["code"]) == (502, "upstream_server")
+        assert tools.status == 200
+        assert [body["model"] for body in api.provider.bodies[:3]] == [name, name, name]
+        assert api.provider.bodies[3]["model"] != name
 
     asyncio.run(scenario())
 
