@@ -174,7 +174,7 @@ def load_config(path: Path) -> ServingConfig:
 def one_line_of(error: ValidationError) -> str:
     """The first broken rule as `field: rule, got value`, and how many more there are."""
     first, *others = error.errors()
-    field = ".".join(str(part) for part in first["loc"])
+    field = "".join(f"{part}." for part in first["loc"])[:-1]
     got = "" if first["type"] == "missing" else f", got {first['input']!r}"
     more = f" (and {len(others)} more)" if others else ""
-    return f"{field}: {first['msg']}{got}{more}"
+    return f"{f'{field}: ' if field else ''}{first['msg']}{got}{more}"

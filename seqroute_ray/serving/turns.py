@@ -82,6 +82,8 @@ class TurnService:
 
     async def swap(self, settings: PolicySettings) -> None:
         """Other policies from the next request on; running turns end with theirs. Raises before anything changes."""
+        if settings in (self._asked, self.policies.settings) and settings.registry is None:
+            return
         policies = await asyncio.to_thread(load_policies, self.config, settings)
         self._asked, self.policies = settings, policies
         logger.info("policy_swapped versions=%s", ",".join(router.version for router in policies.routers))

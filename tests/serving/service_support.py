@@ -149,7 +149,7 @@ def settings_for(folder: Path, base_url: str, changes: dict[str, Any]) -> Path:
     fields = dict(changes)
     artefact: PolicyArtefact = fields.pop("artefact", None) or random_artefact(trio())
     upstream, upstream_of = fields.pop("upstream", {}), fields.pop("upstream_of", {})
-    fields = {**settings(folder, artefact, base_url), **fields}
+    fields = {**settings(folder, artefact, base_url), "unseen_stream_tokens": 0, **fields}
     fields["upstreams"] = [{**each, **upstream, **upstream_of.get(each["model"], {})} for each in fields["upstreams"]]
     return write_settings(folder, fields)
 

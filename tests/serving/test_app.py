@@ -70,7 +70,10 @@ def test_a_client_that_hangs_up_on_a_replica_leaves_no_reservation(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("user_config", "message"),
-    [({}, "user_config: artefact: Field required"), ({"artefact": "p", "epsilon": 2}, "user_config: epsilon: ")],
+    [
+        ({}, "user_config: Value error, name either an artefact or a registry"),
+        ({"artefact": "p", "epsilon": 2}, "user_config: epsilon: "),
+    ],
 )
 def test_a_broken_user_config_is_refused(user_config: dict[str, object], message: str) -> None:
     from seqroute_ray.serving.app import policy_settings

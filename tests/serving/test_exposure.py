@@ -43,7 +43,7 @@ def test_only_loopback_is_open_without_keys(tmp_path: Path, host: str, loopback:
     if loopback:
         check_exposure(open_to_all, host)
     else:
-        with pytest.raises(ConfigError, match="no API keys are configured; make one with `seqroute keys new`"):
+        with pytest.raises(ConfigError, match="no API keys are configured; make one with `seqroute new-key`"):
             check_exposure(open_to_all, host)
 
 

@@ -97,7 +97,7 @@ def test_a_kept_prefix_is_visible_in_the_predicted_cost_and_can_change_the_choic
             await api.call("POST", "/v1/chat/completions", {"messages": [long], "model": name}, **rich)
             warm = await route(api, messages, rich)
             cold = await route(api, messages, {**rich, "x_session_id": "new"})
-            lambdas = [f"{2.0**power}" for power in range(0, 40, 4)]
+            lambdas = [f"{2.0**power}" for power in range(40)]
             choices = []
             for value in lambdas:
                 asks = [{**rich, "x_lambda": value}, {**rich, "x_lambda": value, "x_session_id": "new"}]

@@ -204,8 +204,8 @@ def test_a_decision_record_says_all_but_texts(tmp_path: Path) -> None:
             await answer(service, ask_for(text, max_tokens=20))
             record = await service.decision("dec_1", "local")
         assert "canary" not in json.dumps(record)
-        assert record["usage"]["completion_tokens"] == record["completion_tokens"] == 7
-        assert record["prompt_tokens"] == 5
+        assert (record["prompt_tokens"], record["completion_tokens"]) == (5, 7)
+        assert (record["cached_prompt_tokens"], record["reasoning_tokens"]) == (0, 0)
         assert record["finished"]
         assert record["failed_attempts"] == []
         assert record["attempt_id"] == "dec_1.0.0"
