@@ -24,7 +24,7 @@ from _servers import RayServe, free_port
 from _traffic import Traffic
 
 from seqroute_ray.serving.config import load_config
-from seqroute_ray.serving.exposure import HAPROXY_VARIABLE
+from seqroute_ray.serving.haproxy import HAPROXY_VARIABLE
 from seqroute_ray.serving.new_key import NewKeyConfig, new_key
 from tests.serving.fake_provider import running_fake_provider
 from tests.serving.support import random_artefact, settings, trio, write_settings
