@@ -21,6 +21,6 @@ def check_hard_stop(config: ServingConfig) -> None:
     hard_stop_s = int(os.environ.get(HARD_STOP_VARIABLE) or HARD_STOP_S)
     if hard_stop_s < config.upstream_timeout_s:
         raise ConfigError(
-            f"upstream_timeout_s {config.upstream_timeout_s:g}: when replicas come or go, HAProxy cuts streams that are "
-            f"still open {hard_stop_s} s later; set {HARD_STOP_VARIABLE} to at least as much before Ray starts"
+            f"upstream_timeout_s {config.upstream_timeout_s:g}: when replicas come or go, HAProxy cuts streams still "
+            f"open {hard_stop_s} s later; set {HARD_STOP_VARIABLE} to at least as much before Ray starts"
         )
