@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -159,6 +161,14 @@ def environment() -> dict[str, str]:
     """Of a server: finds this repository first, uses one core for numpy."""
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    """Of this machine, and not one that the kernel gives to whoever asks: it stays free while its server is away."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("no free port in 100 tries between 20000 and 30000")
 
 
 def wait_until_ready(base_url: str) -> None:

@@ -20,14 +20,14 @@ import numpy as np
 import tyro
 from _books import compare, read_calls, wait_until_quiet
 from _processes import machine
-from _servers import RayServe
+from _servers import RayServe, free_port
 from _traffic import Traffic
 
 from seqroute_ray.serving.config import load_config
-from seqroute_ray.serving.exposure import HAPROXY_VARIABLE
+from seqroute_ray.serving.haproxy import HAPROXY_VARIABLE
 from seqroute_ray.serving.new_key import NewKeyConfig, new_key
 from tests.serving.fake_provider import running_fake_provider
-from tests.serving.support import free_port, random_artefact, settings, trio, write_settings
+from tests.serving.support import random_artefact, settings, trio, write_settings
 
 OWNER = "bench"
 MIN_REPLICAS, MAX_REPLICAS = 1, 3

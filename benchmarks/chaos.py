@@ -35,14 +35,14 @@ import numpy as np
 import tyro
 from _books import billed_nusd, compare, least_nusd, prices_of, read_calls, wait_until_quiet
 from _processes import machine
-from _servers import RayServe, Server, UvicornReplicas
+from _servers import RayServe, Server, UvicornReplicas, free_port
 from _traffic import QUESTIONS, Traffic
 
 from seqroute_ray.serving.config import ServingConfig, load_config
 from seqroute_ray.serving.ledgers.factory import open_ledger
 from tests.serving.fake_provider import running_fake_provider
 from tests.serving.ledgers.redis_server import RedisServer
-from tests.serving.support import free_port, random_artefact, settings, trio, write_settings
+from tests.serving.support import random_artefact, settings, trio, write_settings
 
 FAULTS = {
     "500": 0.02,

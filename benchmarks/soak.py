@@ -22,12 +22,12 @@ import numpy as np
 import tyro
 from _books import compare, read_calls, wait_until_quiet
 from _processes import machine
-from _servers import RayServe, Server, UvicornReplicas
+from _servers import RayServe, Server, UvicornReplicas, free_port
 from _traffic import Traffic
 
 from seqroute_ray.serving.config import load_config
 from tests.serving.fake_provider import running_fake_provider
-from tests.serving.support import free_port, random_artefact, settings, trio, write_settings
+from tests.serving.support import random_artefact, settings, trio, write_settings
 
 MAX_GROWTH = 0.05
 TURNS_PER_SESSION = 6

@@ -14,6 +14,7 @@ from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.serving.api import make_api
 from seqroute_ray.serving.config import PolicySettings, ServingConfig, load_config, one_line_of
 from seqroute_ray.serving.exposure import check_exposure
+from seqroute_ray.serving.haproxy import check_hard_stop
 from seqroute_ray.serving.loading import load_policies
 from seqroute_ray.serving.metrics import Metrics, RayBackend
 from seqroute_ray.serving.serve import SHUTDOWN_MARGIN_S
@@ -67,6 +68,7 @@ def build_app(args: ServeArgs) -> Application:
     """The bound application, after every start-up check. Raises ConfigError or ArtefactError."""
     config = load_config(Path(args.config))
     check_exposure(config)
+    check_hard_stop(config)
     load_policies(config, config.policy)
     deployed = serve.deployment(
         max_ongoing_requests=MAX_ONGOING_REQUESTS,

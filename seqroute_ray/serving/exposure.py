@@ -8,8 +8,7 @@ import os
 
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.serving.config import ServingConfig
-
-HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
+from seqroute_ray.serving.haproxy import HAPROXY_VARIABLE
 
 
 def check_exposure(config: ServingConfig, host: str | None = None) -> None:

@@ -16,6 +16,7 @@ from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.serving.config import ServingConfig, load_config
 from seqroute_ray.serving.exposure import check_exposure
+from seqroute_ray.serving.haproxy import check_hard_stop
 from seqroute_ray.serving.loading import load_policies
 
 APP_NAME = "seqroute"
@@ -87,6 +88,7 @@ def running_server(config: ServeConfig) -> Iterator[str]:
     """
     serving = load_config(config.config)
     check_exposure(serving, config.host)
+    check_hard_stop(serving)
     load_policies(serving, serving.policy)
     with _replay(config, serving), ray_session() as started_here, ExitStack() as stack:
         from ray import serve  # loaded after the checks: it takes seconds

@@ -6,7 +6,8 @@ import pytest
 
 from seqroute_ray.core.errors import ConfigError
 from seqroute_ray.serving.config import load_config
-from seqroute_ray.serving.exposure import HAPROXY_VARIABLE, check_exposure, is_loopback
+from seqroute_ray.serving.exposure import check_exposure, is_loopback
+from seqroute_ray.serving.haproxy import HAPROXY_VARIABLE
 
 from .service_support import keys_for
 from .support import random_artefact, settings, trio, write_settings
