@@ -65,7 +65,7 @@ class Docs:
     @cached_property
     def made(self) -> set[tuple[str, str]]:
         """Kind and name of what its `kubectl create secret | configmap` commands make."""
-        made = set()
+        made: set[tuple[str, str]] = set()
         for _, words in self.commands:
             if words[:3] == ["kubectl", "create", "secret"]:
                 made.update(("secret", name) for name in words[4:5])
