@@ -146,6 +146,12 @@ MISTAKES: dict[str, Mistake] = {
     "fewer nodes than replicas need": Mistake(
         CLUSTER, "serve: 4}", "serve: 2}", "available_node_types", "8 replicas of 1 serve: the nodes hold 4"
     ),
+    "a nightly Ray": Mistake(
+        CLUSTER, "setup_commands: []", "# setup_commands", "setup_commands", "must be of type list"
+    ),
+    "a folder that is not mounted": Mistake(
+        CLUSTER, "cd /home/ray/seqroute-ray", "cd /home/ray/seqroute", f"{START}.1", "lies in no file mount"
+    ),
     "a wrong name in a manifest": Mistake(
         RELABEL, "maxReplicas", "maxReplica", "spec.rayClusterSpec.workerGroupSpecs.0.maxReplica", "not a field here"
     ),
@@ -226,6 +232,13 @@ MISTAKES: dict[str, Mistake] = {
         "production_upstream.yaml",
         "applications.0.args.config",
         "did you mean serve_configs/production_upstreams.yaml",
+    ),
+    "a limit that is no number": Mistake(
+        PRODUCTION,
+        "max_replicas: 8",
+        "max_replicas: many",
+        "deployments.SeqRoute.autoscaling_config.max_replicas",
+        "'many'",
     ),
     "an application that is not there": Mistake(
         PRODUCTION, "build_app", "build", "applications.0.import_path", "seqroute_ray.serving.app has no build"

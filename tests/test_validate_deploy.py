@@ -10,6 +10,7 @@ from deploy.validate.__main__ import ValidateConfig, main
 from deploy.validate.checks import validate
 from deploy.validate.commands import simple_commands, wrong_command
 from deploy.validate.docker_run import run_stages
+from seqroute_ray.serving.config import load_config
 
 from .planted_mistakes import DOCKERFILE, MISTAKES, Mistake
 
@@ -65,6 +66,13 @@ def test_commands_are_parsed_by_their_own_parsers(command: str, message: str | N
     [words] = simple_commands(command)
     refused = wrong_command(ROOT, words)
     assert refused is None if message is None else message in str(refused)
+
+
+def test_the_settings_of_production_load_and_let_nobody_in() -> None:
+    config = load_config(ROOT / "serve_configs/production_upstreams.yaml")
+    assert config.policy.artefact.startswith("s3://")
+    assert config.ledger.startswith("redis://")
+    assert {key.sha256 for key in config.keys} == {"0" * 64}
 
 
 def test_a_file_that_is_not_yaml_is_one_line(repository: Path) -> None:

@@ -16,6 +16,18 @@ from deploy.validate.serve_configs import asks_of
 
 FILE = "cluster.yaml"
 TYPES = "available_node_types"
+# What must not be Ray's default: its images, limits and mounts are others, its setup installs a nightly Ray.
+OWN: dict[str, type] = {
+    TYPES: dict,
+    "head_node_type": str,
+    "max_workers": int,
+    "docker": dict,
+    "auth": dict,
+    "file_mounts": dict,
+    "setup_commands": list,
+    "head_setup_commands": list,
+    "worker_setup_commands": list,
+}
 
 
 def check_cluster(root: Path, pins: Pins) -> Problems:
@@ -42,8 +54,11 @@ def _check_schema(config: dict[str, Any]) -> Problems:
     if not isinstance(provider, dict) or provider.get("type") != "aws":
         yield Problem(FILE, "provider.type", f"{provider!r:.60}: must be aws, the only one that is checked; write aws")
         return
-    missing = [name for name in (TYPES, "head_node_type", "max_workers", "docker", "auth") if name not in config]
-    yield from (Problem(FILE, name, "missing: Ray would take its own default; add it") for name in missing)
+    missing = [name for name, kind in OWN.items() if not isinstance(config.get(name), kind)]
+    for name in missing:
+        got = f"{config[name]!r:.60}" if name in config else "missing"
+        rule = f"must be of type {OWN[name].__name__}, or Ray takes its own default"
+        yield Problem(FILE, name, f"{got}: {rule}; write it")
     if missing:
         return
     try:
@@ -52,7 +67,7 @@ def _check_schema(config: dict[str, Any]) -> Problems:
         yield Problem(
             FILE, ".".join(map(str, error.absolute_path)) or "-", f"{error.message}; see Ray's ray-schema.json"
         )
-    except (ValueError, AssertionError, RuntimeError, KeyError, TypeError) as error:
+    except (ValueError, AssertionError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         yield Problem(FILE, "-", f"Ray refuses it: {error}; correct it")
 
 

@@ -20,7 +20,7 @@ def check_access(root: Path, file: str, config: dict[str, Any]) -> Problems:
     yield from _check_token(file, config["docker"].get("run_options", []), mounts)
     yield from _check_mounts(root, file, mounts)
     if "." in mounts.values():
-        for missing in sorted(set(HEAVY) - set(config.get("rsync_exclude", []))):
+        for missing in sorted(set(HEAVY) - set(map(str, config.get("rsync_exclude", [])))):
             yield Problem(file, "rsync_exclude", f"{missing}: would be copied to every node; add it")
 
 
@@ -34,6 +34,11 @@ def container_env(run_options: list[str]) -> dict[str, str]:
 
 def _check_token(file: str, run_options: list[str], mounts: dict[str, str]) -> Problems:
     env, where = container_env(run_options), "docker.run_options"
+    for index, option in enumerate(run_options):
+        if not isinstance(option, str):
+            yield Problem(
+                file, f"{where}.{index}", f"{option!r:.60}: must be a text of flags of `docker run`; correct it"
+            )
     if env.get("RAY_AUTH_MODE") != "token":
         got = env.get("RAY_AUTH_MODE", "no RAY_AUTH_MODE")
         rule = "without a token everybody who reaches Ray's ports runs code"

@@ -17,6 +17,7 @@ LISTS = (
     "head_start_ray_commands",
     "worker_start_ray_commands",
 )
+HOME = "/home/ray/"  # of the container's user
 # What `ray start` must say there; the dashboard's host has a rule of its own.
 MUST_SAY = {
     "head_start_ray_commands": ("--head", "--num-cpus=0", "--autoscaling-config", "--metrics-export-port"),
@@ -74,7 +75,10 @@ def _check_words(root: Path, file: str, where: str, words: list[str], config: di
         path, _, extras = word.partition("[")
         if wrong := extras and pins.wrong_extras(word):
             yield Problem(file, where, wrong)
-        if (local := _in_repository(path, config.get("file_mounts", {}))) and not (root / local).exists():
+        mounts = config["file_mounts"]
+        if path.startswith(HOME) and not any(PurePosixPath(path).is_relative_to(mounted) for mounted in mounts):
+            yield Problem(file, where, f"{path}: lies in no file mount; correct it or mount it")
+        if (local := _in_repository(path, mounts)) and not (root / local).exists():
             yield Problem(
                 file, where, f"{path}: {local} is not in the repository, from where it is mounted; correct it"
             )

@@ -66,7 +66,7 @@ def check_kuberay(root: Path, pins: Pins, dockerfile: Dockerfile, docs: Docs) ->
 
 def _load(root: Path, file: str) -> Iterator[Problem | Manifest]:
     for document in read_yaml(root, file):
-        schema = KINDS.get(document.get("kind"))
+        schema = KINDS.get(str(document.get("kind")))
         if schema is None:
             yield Problem(file, "kind", f"{document.get('kind')!r}: no kind that is used here; {near('', KINDS)}")
             continue
@@ -102,6 +102,10 @@ def _check_service(file: str, service: RayService, repository: Repository) -> Pr
     yield from broken
     if broken:
         return
+    for group in (cluster.head_group_spec, *cluster.worker_group_specs):
+        if not group.container.env_from:
+            rule = "takes no variables from a secret, and the server's settings name some; add envFrom"
+            yield Problem(file, "spec.rayClusterConfig", f"{group.container.name}: {rule}")
     # Comments apart: what the two files mean.
     if yaml.safe_load(inline) != mapping_of(repository.root, PRODUCTION):
         yield Problem(file, "spec.serveConfigV2", f"differs from {PRODUCTION}: both must say the same; copy that file")
@@ -114,8 +118,8 @@ def _nodes_of(cluster: RayCluster) -> list[Node]:
     nodes = []
     for group in cluster.worker_group_specs:
         limits, params = group.container.resources.limits, group.ray_start_params
-        offered = {"CPU": _number(params.get("num-cpus", limits.get("cpu", "0")))}
-        offered["GPU"] = _number(params.get("num-gpus", limits.get("nvidia.com/gpu", "0")))
+        offered = {"CPU": _number(params.get("num-cpus", limits.cpu))}
+        offered["GPU"] = _number(params.get("num-gpus", limits.gpu))
         nodes.append(Node(group.group_name, offered | _custom(params), group.max_replicas))
     return nodes
 

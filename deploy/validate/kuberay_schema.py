@@ -5,7 +5,7 @@ Written by KubeRay's Go types (ray.io/v1); never held against a live cluster. Ex
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
@@ -43,9 +43,15 @@ class Port(Strict):
     container_port: int = Field(ge=1, le=65535)
 
 
+class Amounts(Strict):
+    cpu: Quantity  # Ray takes its CPUs and memory from the limits
+    memory: Quantity
+    gpu: Quantity = Field(default="0", alias="nvidia.com/gpu")
+
+
 class Resources(Strict):
-    requests: dict[str, Quantity]
-    limits: dict[str, Quantity]
+    requests: Amounts
+    limits: Amounts
 
 
 class Mount(Strict):
@@ -73,6 +79,12 @@ class Volume(Strict):
     name: Name
     persistent_volume_claim: Claim | None = None
     config_map: NameRef | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Volume":
+        if (self.persistent_volume_claim is None) == (self.config_map is None):
+            raise ValueError("a volume needs one source; write persistentVolumeClaim or configMap")
+        return self
 
 
 class Toleration(Strict):
@@ -159,7 +171,7 @@ class RayCluster(Strict):
 
 class RayJobSpec(Strict):
     entrypoint: str
-    entrypoint_num_cpus: float = Field(default=0, ge=0)
+    entrypoint_num_cpus: float = Field(gt=0)  # else the driver runs on the head, which is sized for no work
     entrypoint_num_gpus: float = Field(default=0, ge=0)
     submission_mode: Literal["K8sJobMode", "HTTPMode"]
     backoff_limit: Count

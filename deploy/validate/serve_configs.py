@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from deploy.validate.docs import Docs
@@ -44,10 +45,9 @@ def _check_settings(file: str, raw: dict[str, Any], docs: Docs) -> Problems:
 
 def _check_deployed(root: Path, file: str, raw: dict[str, Any]) -> Problems:
     yield from unknown_fields(file, ServeDeploySchema, raw)
-    try:
-        ServeDeploySchema.model_validate(raw)
-    except ValidationError as error:
-        yield from of_schema(file, error)
+    refused = list(_refused(file, raw))
+    yield from refused
+    if refused:
         return
     for index, application in enumerate(raw["applications"]):
         where = f"applications.{index}"
@@ -70,6 +70,31 @@ def _check_deployed(root: Path, file: str, raw: dict[str, Any]) -> Problems:
             yield Problem(file, f"{where}.args.config", f"{args.config}: no such file; {near(args.config, known)}")
             continue
         yield from _check_together(file, where, raw, application, mapping_of(root, args.config))
+
+
+def _refused(file: str, raw: dict[str, Any]) -> Problems:
+    """What Serve says against it, and amounts that it does not look at."""
+    try:
+        ServeDeploySchema.model_validate(raw)
+    except ValidationError as error:
+        yield from of_schema(file, error)
+        return
+    except (AttributeError, TypeError) as error:  # its validators look into what may not be there
+        yield Problem(file, "applications", f"Serve refuses it: {error}; correct it")
+        return
+    for deployment in _deployments(raw):
+        where = f"deployments.{deployment['name']}"
+        for name, amount in (deployment.get("ray_actor_options") or {}).get("resources", {}).items():
+            if not isinstance(amount, int | float):
+                yield Problem(file, f"{where}.resources.{name}", f"{amount!r}: must be a number; correct it")
+        try:
+            AutoscalingConfig.model_validate(deployment.get("autoscaling_config") or {})
+        except ValidationError as error:
+            yield from of_schema(file, error, f"{where}.autoscaling_config")
+
+
+def _deployments(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each for application in raw["applications"] for each in application.get("deployments", [])]
 
 
 def _check_import(file: str, where: str, import_path: str) -> Problems:
@@ -118,16 +143,15 @@ def _check_together(
 
 def asks_of(root: Path) -> list[Ask]:
     """What the deployments of production.yaml ask of a cluster, at their largest. Raises BrokenFileError."""
-    asks: list[Ask] = []
     raw = mapping_of(root, PRODUCTION)
-    try:
-        ServeDeploySchema.model_validate(raw)
-    except ValidationError:
-        return asks  # told where the file is checked
-    for application in raw["applications"]:
-        for deployment in application.get("deployments", []):
-            options = deployment.get("ray_actor_options", {})
-            resources = {"CPU": options.get("num_cpus", 1), "GPU": options.get("num_gpus", 0)}
-            scaled = deployment.get("autoscaling_config", {}).get("max_replicas", 1)
-            asks.append(Ask(resources | options.get("resources", {}), deployment.get("num_replicas", scaled)))
+    if any(_refused(PRODUCTION, raw)):
+        return []  # told where the file is checked
+    asks = []
+    for deployment in _deployments(raw):
+        options = deployment.get("ray_actor_options") or {}
+        resources = {"CPU": options.get("num_cpus", 1), "GPU": options.get("num_gpus", 0)}
+        scaled = (deployment.get("autoscaling_config") or {}).get("max_replicas") or 1
+        num_replicas = deployment.get("num_replicas")
+        most = num_replicas if isinstance(num_replicas, int) else scaled  # it may be "auto"
+        asks.append(Ask(resources | options.get("resources", {}), most))
     return asks
