@@ -67,7 +67,8 @@ def _of_log(log: OffPolicy) -> Report:
     """What the log holds, and what its own policy earned under the same budget."""
     paths, sessions = log.paths, log.paths.sessions
     earned, names = log.logged, sessions.catalog.names
-    error = spread(earned.influence(), sessions)
+    quality = earned.value()
+    told = bool(np.isfinite(quality))  # not where a position of the sessions was never judged
     turns = np.bincount(sessions.action, minlength=len(names))
     judged = np.bincount(sessions.action, weights=paths.judged, minlength=len(names))
     return {
@@ -79,6 +80,6 @@ def _of_log(log: OffPolicy) -> Report:
         "mean_propensity": float(sessions.propensity.mean()),
         "dearest_session_usd": float(to_usd(np.add.reduceat(sessions.cost_nusd, sessions.offsets[:-1]).max())),
         "bankruptcy_rate": float(paths.bankrupt.mean()),
-        "quality": earned.value(),
-        "quality_interval": error.interval(earned.value()),
+        "quality": quality if told else None,
+        "quality_interval": spread(earned.influence(), sessions).interval(quality) if told else None,
     }

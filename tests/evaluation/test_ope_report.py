@@ -72,6 +72,15 @@ def test_a_log_that_cannot_tell_is_a_refusal_of_exit_code_0(tmp_path: Path, caps
     assert "ope, doubly_robust: no: effective sample size" in " ".join(printed.err.split())
 
 
+def test_a_log_whose_late_turns_were_never_judged_has_no_quality(tmp_path: Path) -> None:
+    sessions = log_of(200)
+    quality = np.where(sessions.turn == 1, np.nan, sessions.quality).astype(np.float32)
+    report = evaluate_ope(OpeConfig(**saved(tmp_path, replace(sessions, quality=quality)), budget_usd=1.0, epsilon=1.0))
+    assert (report["log"]["quality"], report["log"]["quality_interval"]) == (None, None)
+    assert all("turn 1 of the sessions was never judged" in answer["why"] for answer in report["answers"])
+    json.dumps(report, allow_nan=False)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
