@@ -70,6 +70,7 @@ def test_commands_are_parsed_by_their_own_parsers(command: str, message: str | N
 
 def test_the_settings_of_production_load_and_let_nobody_in() -> None:
     config = load_config(ROOT / "serve_configs/production_upstreams.yaml")
+    assert config.policy.artefact is not None
     assert config.policy.artefact.startswith("s3://")
     assert config.ledger.startswith("redis://")
     assert {key.sha256 for key in config.keys} == {"0" * 64}
