@@ -54,7 +54,7 @@ class QuickstartConfig:
     models: tuple[str, ...] = DEFAULT_POOL
     num_test_sessions: int = 2_000  # and as many of the tune part, to calibrate
     num_steps: int = 4_000  # gradient steps of CQL; behaviour cloning takes a quarter of them
-    max_bankruptcy: float = 0.025  # share of sessions: what the policy is calibrated to keep, where the pool can
+    max_bankruptcy: float = 0.03  # share of sessions: what the policy is calibrated to keep, where the pool can
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,8 +1,10 @@
 """Choose the price of a bankruptcy, by budget, on the tune part: how thrifty the policy must be to keep a promise.
 
 At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy`, as long as quality is not
-below the best single model's beyond the paired interval. Where no price does both, the pool has no model cheap enough
-for a promise, and the price that gives the most quality is taken.
+below the best single model's beyond the paired interval. Where no price does both, the price of the fewest bankruptcies
+is taken whose quality is not below the best single model's at all, if that is within `max_bankruptcy` as far as the
+tune part can tell. Otherwise the pool has no model cheap enough for a promise, and the price that gives the most
+quality is taken.
 """
 
 from dataclasses import dataclass, replace
@@ -44,7 +46,7 @@ class CalibrateConfig:
 
     policy: Path  # artefact folder; its manifest is rewritten
     sessions: Path  # session Parquet; its tune part is used, or all when it names no parts; with every model's outcome
-    max_bankruptcy: float = 0.025  # share of sessions, wanted at every budget
+    max_bankruptcy: float = 0.03  # share of sessions, wanted at every budget
     budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # multiples of the reference cost
 
     def __post_init__(self) -> None:
@@ -85,4 +87,13 @@ def choose_penalty(
         return ours.bankruptcy_rate <= max_bankruptcy and high >= 0
 
     keeping = [penalty for penalty, ours in outcomes.items() if keeps(ours)]
-    return keeping[0] if keeping else max(outcomes, key=lambda penalty: outcomes[penalty].quality)
+    if keeping:
+        return keeping[0]
+
+    def almost_keeps(ours: Measured) -> bool:
+        return ours.bankruptcy_ci[0] <= max_bankruptcy and ours.quality >= best.quality
+
+    almost = [penalty for penalty, ours in outcomes.items() if almost_keeps(ours)]
+    if almost:
+        return min(almost, key=lambda penalty: outcomes[penalty].bankruptcy_rate)
+    return max(outcomes, key=lambda penalty: outcomes[penalty].quality)

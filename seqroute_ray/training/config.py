@@ -16,11 +16,11 @@ class CqlConfig:
     """One discrete-CQL run on given transitions."""
 
     hidden: tuple[int, ...] = (64, 64)  # widths of the hidden layers of the quality head
-    risk_hidden: tuple[int, ...] = (32, 32)  # of the bankruptcy head
+    risk_hidden: tuple[int, ...] = (64, 64)  # of the bankruptcy head
     ensemble_size: int = 1  # networks that learn side by side, each to its own target; the policy is their mean
     cql_alpha: float = 0.01  # weight of the conservative term; 0 is double DQN
     td_weight: float = 1.0  # weight of the TD loss; 0 is behaviour cloning
-    history_noise: float = 0.3  # deviation of noise on a state's history, against learning sessions by heart
+    history_noise: float = 0.1  # deviation of noise on a state's history, against learning sessions by heart
     gamma: float = 1.0  # discount per turn: a session's turns count alike
     lr: float = 1e-3  # of Adam at the start; falls linearly to 0
     batch_size: int = 1024  # transitions a step and learner

@@ -61,16 +61,21 @@ class Heads:
 
 DEFAULT_HIDDEN, DEFAULT_RISK_HIDDEN = CqlConfig().hidden, CqlConfig().risk_hidden
 PARTS = ("num_context", "num_after", "num_risk")  # of a state: settings of make_network
+# Where the chance of going bankrupt starts: 5 %. From 50 % each turn's chance must first come down by way of the turns
+# after it, and rare bankruptcies are told apart by type of task only when it has.
+RARE_LOGIT = -3.0
 
 
 class ActionPerceptron(nn.Module):
-    """core.policy.Perceptron in torch: context [N, C], own [N, A, W] -> [N, A]. It starts at 0."""
+    """core.policy.Perceptron in torch: context [N, C], own [N, A, W] -> [N, A]. It starts near 0, or at `start`."""
 
-    def __init__(self, num_context: int, num_own: int, hidden: Sequence[int]) -> None:
+    def __init__(self, num_context: int, num_own: int, hidden: Sequence[int], start: float | None = None) -> None:
         super().__init__()
         self.num_own = num_own
         self.layers = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise([num_context + num_own, *hidden, 1]))
         nn.init.zeros_(self.linears()[-1].weight)
+        if start is not None:
+            nn.init.constant_(self.linears()[-1].bias, start)
 
     def linears(self) -> list[nn.Linear]:
         """The layers, first to last."""
@@ -95,7 +100,7 @@ class ActionValueNetwork(nn.Module):
         super().__init__()
         self.num_context, self.num_after = num_context, num_after
         self.quality = ActionPerceptron(num_context, num_after - num_risk, hidden)
-        self.bankruptcy = ActionPerceptron(num_context, num_after, risk_hidden)
+        self.bankruptcy = ActionPerceptron(num_context, num_after, risk_hidden, RARE_LOGIT)
         self.estimate_weight = nn.Parameter(torch.ones(()))  # 1 when planning; cloning learns its own
 
     def forward(self, state: Tensor) -> Tensor:

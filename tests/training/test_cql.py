@@ -96,6 +96,12 @@ def test_a_new_network_ranks_by_the_estimates_alone() -> None:
     torch.testing.assert_close(beyond, beyond[:1, :1].expand_as(beyond), atol=1e-5, rtol=0)
 
 
+def test_bankruptcies_are_rare_to_a_new_network_whatever_the_state() -> None:
+    state = torch.randn(50, NUM_CONTEXT + 3 * (1 + NUM_AFTER))
+    chance = torch.sigmoid(Heads.of(make((8, 8))(state)).bankruptcy_logit)
+    torch.testing.assert_close(chance, torch.full((50, 3), 0.0474), rtol=0, atol=1e-4)
+
+
 def test_the_weight_of_the_estimates_is_1_at_first_and_is_learned_and_handed_on() -> None:
     torch.manual_seed(0)
     network, state = make((8,)), random_states(50, 3)
