@@ -19,7 +19,8 @@ LAMBDA_GRID = (
     16.0,
 )  # quality per reference cost; divided by it, quality per USD
 
-MIN_ESS = 50.0  # see evaluation.ope
+# Smaller logs say next to nothing (+- 0.2 and more); a larger threshold would select logs that lack the large weights.
+MIN_ESS = 25.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,11 +30,10 @@ from seqroute_ray.evaluation.ope_estimators import (
     weighted_per_decision,
 )
 from seqroute_ray.evaluation.ope_fqe import action_features, fitted_q
-from seqroute_ray.evaluation.ope_intervals import Interval, spread
+from seqroute_ray.evaluation.ope_intervals import Clusters, Interval, spread
 from seqroute_ray.evaluation.ope_log import LoggedPaths, Weights, weigh
 
 MAX_WEIGHT_ERRORS = 4.0  # standard errors that the mean weight may lie from 1: by chance once in 10,000 logs
-MIN_EFFECTIVE = 3.0  # clusters that the error comes from: of fewer no error can be told, and no quantile
 WEIGHT_ROUNDING = 1e-3  # propensities are logged with a few digits
 Estimator = Literal["per_decision", "weighted_per_decision", "doubly_robust"]
 
@@ -110,6 +109,10 @@ class OffPolicy:
         return weighted_per_decision(self.paths, as_it_was, self.unit)
 
     @cached_property
+    def clusters(self) -> Clusters:
+        return Clusters.of(self.paths.sessions)
+
+    @cached_property
     def effective_sample_size(self) -> float:
         return effective_sample_size(self.weights, self.paths.sessions)
 
@@ -127,7 +130,7 @@ class OffPolicy:
                 "log hardly ever does what the policy does; log more sessions, explore more, or evaluate a policy "
                 "nearer to the logger"
             )
-        mean, error = weight.value(), spread(weight.influence(), sessions).error
+        mean, error = weight.value(), spread(weight.influence(), self.clusters).error
         if abs(mean - 1) > MAX_WEIGHT_ERRORS * error + WEIGHT_ROUNDING:
             return (
                 f"the sessions' mean weight is {mean:.3f}, more than {MAX_WEIGHT_ERRORS:g} standard errors "
@@ -149,15 +152,16 @@ class OffPolicy:
         return ""
 
     def _answer(self, estimator: Estimator) -> Estimate | Refusal:
-        found = self.estimate(estimator)
-        why = self.why_not or self.hangs_on_few(found)
+        found, why = self.estimate(estimator), self.why_not
+        if not why and not np.isfinite(found.value):
+            why = "at one position of the session no logged turn is one that the policy would have come to"
         return Refusal(estimator, why, found.effective_sample_size, found.mean_weight) if why else found
 
     def estimate(self, estimator: Estimator) -> Estimate:
         """Whatever it is worth: `answers` tells which of these may be concluded from."""
-        sums, logged, sessions = self.sums(estimator), self.logged, self.paths.sessions
+        sums, logged = self.sums(estimator), self.logged
         influence, value = sums.influence(left_out=True), sums.value()
-        ours, paired = (spread(x, sessions) for x in (influence, influence - logged.influence(left_out=True)))
+        ours, paired = (spread(x, self.clusters) for x in (influence, influence - logged.influence(left_out=True)))
         return Estimate(
             estimator=estimator,
             value=value,
@@ -168,18 +172,6 @@ class OffPolicy:
             effective_sample_size=self.effective_sample_size,
             mean_weight=self.mean_weight.value(),
             num_effective=ours.num_effective,
-        )
-
-    def hangs_on_few(self, found: Estimate) -> str:
-        """Why this estimate or its error cannot be told; empty where they can."""
-        if not np.isfinite(found.value):
-            return "at one position of the session no logged turn is one that the policy would have come to"
-        if found.num_effective >= MIN_EFFECTIVE:
-            return ""
-        return (
-            f"the error comes from {found.num_effective:.1f} sessions or groups of large weight, fewer than "
-            f"{MIN_EFFECTIVE:g}: too few to tell it; log more sessions, explore more, or evaluate a policy nearer to "
-            "the logger"
         )
 
     def sums(self, estimator: Estimator) -> Sums:

@@ -5,7 +5,6 @@ sessions, one model for each pair of folds that occurs (multiway cross-fitting: 
 cluster robust double/debiased machine learning, 2022). Where sessions are groups these are K models.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -43,7 +42,7 @@ def action_features(layout: StateLayout, turns: TurnFeatures, remaining_usd: Flo
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over turns of which a fit is made."""
+    """Sums over turns of which a fit is made; stacked, of several sets of turns."""
 
     gram: FloatArray  # [F, F] of every turn
     known: FloatArray  # [F, F] of the turns whose reward is known
@@ -76,30 +75,21 @@ def fitted_q(paths: LoggedPaths, weights: Weights, features: FloatArray, num_fol
     following = np.where(_goes_on(paths)[:, None], np.roll(expected, -1, axis=0), 0.0)
     groups = fold_of(sessions.group_id, num_folds)
     own = np.repeat(fold_of(sessions.session_id, num_folds), sessions.num_turns)
-    cells = {
-        (int(pair) // num_folds, int(pair) % num_folds): np.flatnonzero(groups * num_folds + own == pair)
-        for pair in np.unique(groups * num_folds + own)
-    }
-    moments = {}
-    for pair, members in cells.items():
-        seen = members[paths.decided[members]]
-        moments[pair] = Moments.of(taken[seen], following[seen], paths.reward[seen], paths.known[seen])
+    pairs, cell = np.unique(np.stack([groups, own]), axis=1, return_inverse=True)
+    members = [np.flatnonzero(cell.reshape(-1) == c) for c in range(pairs.shape[1])]
+    parts = []
+    for rows in members:
+        seen = rows[paths.decided[rows]]
+        parts.append(Moments.of(taken[seen], following[seen], paths.reward[seen], paths.known[seen]))
+    moments = Moments(*(np.stack([getattr(part, f.name) for part in parts]) for f in fields(Moments)))
     out = Model(*np.zeros((3, num_rows)))
-    for pair, members in cells.items():
-        reward, value = _unseen(moments, pair, features.shape[2]).fit(int(sessions.num_turns.max()))
-        out.reward[members], out.q_value[members] = taken[members] @ reward, taken[members] @ value
-        out.value[members] = expected[members] @ value
+    for pair, rows in zip(pairs.T, members, strict=True):
+        unseen = (pairs != pair[:, None]).all(axis=0)
+        total = Moments(*(getattr(moments, f.name)[unseen].sum(axis=0) for f in fields(Moments)))
+        reward, value = total.fit(int(sessions.num_turns.max()))
+        out.reward[rows], out.q_value[rows] = taken[rows] @ reward, taken[rows] @ value
+        out.value[rows] = expected[rows] @ value
     return out
-
-
-def _unseen(moments: Mapping[tuple[int, int], Moments], pair: tuple[int, int], num_features: int) -> Moments:
-    """Of all that is neither in the pair's fold of groups nor in its fold of sessions."""
-    shape = (num_features, num_features)
-    total = Moments(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(num_features))
-    for other, part in moments.items():
-        if other[0] != pair[0] and other[1] != pair[1]:
-            total = Moments(*(getattr(total, f.name) + getattr(part, f.name) for f in fields(Moments)))
-    return total
 
 
 def _goes_on(paths: LoggedPaths) -> BoolArray:

@@ -16,6 +16,25 @@ Interval = tuple[float, float]
 Z_975 = 1.959964  # of the normal distribution
 
 
+MIN_DEGREES = 2.0  # of freedom: of fewer the expansion of the quantile means nothing
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What turns share, [N] each, counted from 0."""
+
+    session: IntArray
+    group: IntArray
+    both: IntArray  # turns of one group in one session
+
+    @classmethod
+    def of(cls, sessions: Sessions) -> "Clusters":
+        session = np.repeat(np.arange(sessions.num_sessions), sessions.num_turns)
+        group = np.unique(sessions.group_id, return_inverse=True)[1].reshape(-1)
+        both = np.unique(session * (int(group.max()) + 1) + group, return_inverse=True)[1].reshape(-1)
+        return cls(session, group, both)
+
+
 @dataclass(frozen=True)
 class Spread:
     """How far an estimate may be off."""
@@ -24,12 +43,12 @@ class Spread:
     num_effective: float  # clusters that the error comes from: as many as if all counted the same
 
     def interval(self, value: float) -> Interval:
-        """95 %, by Student's distribution with num_effective - 1 degrees of freedom."""
-        half = t_975(self.num_effective - 1) * self.error
+        """95 %, by Student's distribution with num_effective - 1 degrees of freedom, and MIN_DEGREES at least."""
+        half = t_975(max(self.num_effective - 1, MIN_DEGREES)) * self.error
         return value - half, value + half
 
 
-def spread(influence: FloatArray, sessions: Sessions) -> Spread:
+def spread(influence: FloatArray, clusters: Clusters) -> Spread:
     """Of an estimate with this influence [N]: robust to any dependence inside sessions and inside groups.
 
     V = V_session + V_group - V_both, each n / (n - 1) sum over clusters of (sum of influence in it)^2; the largest of
@@ -37,10 +56,8 @@ def spread(influence: FloatArray, sessions: Sessions) -> Spread:
     whichever are fewer: where a few large weights carry the error, it is known as badly as from so few draws.
     Source: Cameron, Gelbach, Miller, Robust inference with multiway clustering, 2011.
     """
-    session = np.repeat(np.arange(sessions.num_sessions), sessions.num_turns)
-    group = np.unique(sessions.group_id, return_inverse=True)[1].reshape(-1)
-    both = np.unique(session * (int(group.max()) + 1) + group, return_inverse=True)[1].reshape(-1)
-    of_session, of_group, of_both = (np.bincount(key, weights=influence) ** 2 for key in (session, group, both))
+    keys = (clusters.session, clusters.group, clusters.both)
+    of_session, of_group, of_both = (np.bincount(key, weights=influence) ** 2 for key in keys)
     variances = [float(q.sum()) * len(q) / max(len(q) - 1, 1) for q in (of_session, of_group, of_both)]
     variance = max(variances[0] + variances[1] - variances[2], *variances[:2])
     return Spread(float(np.sqrt(variance)), min(_num_effective(of_session), _num_effective(of_group)))

@@ -81,5 +81,5 @@ def _of_log(log: OffPolicy) -> Report:
         "dearest_session_usd": float(to_usd(np.add.reduceat(sessions.cost_nusd, sessions.offsets[:-1]).max())),
         "bankruptcy_rate": float(paths.bankrupt.mean()),
         "quality": quality if told else None,
-        "quality_interval": spread(earned.influence(), sessions).interval(quality) if told else None,
+        "quality_interval": spread(earned.influence(), log.clusters).interval(quality) if told else None,
     }

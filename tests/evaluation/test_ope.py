@@ -58,13 +58,13 @@ def test_the_difference_to_the_logger_is_paired_and_on_the_same_budget() -> None
 
 
 def test_too_small_an_effective_sample_is_a_refusal_without_a_number() -> None:
-    answers = on_world(draw_log(40, np.random.default_rng(0)))
+    answers = on_world(draw_log(25, np.random.default_rng(0)))
     for answer in answers:
         assert isinstance(answer, Refusal)
         assert not answer.concluded
         assert not hasattr(answer, "value")
-        assert f"effective sample size {answer.effective_sample_size:.1f} of 40 sessions is below 50" in answer.why
-    assert all(answer.concluded for answer in on_world(draw_log(120, np.random.default_rng(0)), min_ess=10.0))
+        assert f"effective sample size {answer.effective_sample_size:.1f} of 25 sessions is below 25" in answer.why
+    assert all(answer.concluded for answer in on_world(draw_log(25, np.random.default_rng(0)), min_ess=5.0))
 
 
 def test_a_target_that_the_logger_never_imitates_is_refused_by_its_mean_weight() -> None:

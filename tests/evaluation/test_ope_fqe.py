@@ -7,7 +7,7 @@ import pytest
 
 from seqroute_ray.evaluation.ope_estimators import doubly_robust, per_decision, units
 from seqroute_ray.evaluation.ope_fqe import action_features, fitted_q
-from seqroute_ray.evaluation.ope_intervals import spread
+from seqroute_ray.evaluation.ope_intervals import Clusters, spread
 from seqroute_ray.evaluation.ope_log import LoggedPaths, Weights, weigh
 from tests.evaluation.ope_support import (
     BUDGET_UNITS,
@@ -37,9 +37,9 @@ def test_a_table_learns_the_exact_value_of_the_target() -> None:
 def test_a_good_model_makes_the_interval_narrower() -> None:
     paths, weights, features = world(2000)
     unit = units(paths.sessions, "session")
-    plain = spread(per_decision(paths, weights, unit).influence(), paths.sessions).error
+    plain = spread(per_decision(paths, weights, unit).influence(), Clusters.of(paths.sessions)).error
     robust = doubly_robust(paths, weights, unit, fitted_q(paths, weights, features))
-    assert spread(robust.influence(), paths.sessions).error < 0.85 * plain
+    assert spread(robust.influence(), Clusters.of(paths.sessions)).error < 0.85 * plain
 
 
 def test_a_turn_is_judged_by_a_model_that_saw_neither_its_group_nor_its_session() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqroute_ray.evaluation.ope_intervals import Spread, spread, t_975
+from seqroute_ray.evaluation.ope_intervals import Clusters, Spread, spread, t_975
 from tests.support import make_sessions
 
 
@@ -15,13 +15,15 @@ def test_an_error_worked_by_hand() -> None:
     sessions = replace(make_sessions([2, 1]), group_id=np.array(["a", "b", "a"]))
     influence = np.array([1.0, 1.0, -2.0])
     # Sessions: 2 * (4 + 4); groups: 2 * (1 + 1); turns: 3 / 2 * (1 + 1 + 4).
-    assert spread(influence, sessions).error == pytest.approx(4)  # 16 + 4 - 9 is less than that of sessions alone
+    assert spread(influence, Clusters.of(sessions)).error == pytest.approx(
+        4
+    )  # 16 + 4 - 9 is less than that of sessions alone
     alike = np.array([1.0, -2.0, 1.0])
     # Sessions: 2 * (1 + 1); groups: 2 * (4 + 4); turns: 3 / 2 * (1 + 4 + 1).
-    assert spread(alike, sessions).error == pytest.approx(4)
+    assert spread(alike, Clusters.of(sessions)).error == pytest.approx(4)
     both = np.array([2.0, 1.0, 2.0])
     # Sessions: 2 * (9 + 4); groups: 2 * (16 + 1); turns: 3 / 2 * (4 + 1 + 4).
-    assert spread(both, sessions).error == pytest.approx(np.sqrt(26 + 34 - 13.5))
+    assert spread(both, Clusters.of(sessions)).error == pytest.approx(np.sqrt(26 + 34 - 13.5))
 
 
 @settings(deadline=None)
@@ -31,7 +33,9 @@ def test_groups_that_are_sessions_change_nothing(seed: int, num_sessions: int) -
     influence = np.random.default_rng(seed).normal(size=3 * num_sessions)
     own = replace(sessions, group_id=np.repeat(sessions.session_id, 3))
     sums = influence.reshape(-1, 3).sum(axis=1)
-    assert spread(influence, own).error == pytest.approx(np.sqrt(np.sum(sums**2) * num_sessions / (num_sessions - 1)))
+    assert spread(influence, Clusters.of(own)).error == pytest.approx(
+        np.sqrt(np.sum(sums**2) * num_sessions / (num_sessions - 1))
+    )
 
 
 def test_the_error_of_a_mean_counts_what_sessions_and_questions_share() -> None:
@@ -44,7 +48,7 @@ def test_the_error_of_a_mean_counts_what_sessions_and_questions_share() -> None:
         y = shared + rng.normal(size=120)
         of_questions = replace(sessions, group_id=question.astype(np.str_))
         errors.append(y.mean())
-        estimated.append(spread((y - y.mean()) / 120, of_questions).error)
+        estimated.append(spread((y - y.mean()) / 120, Clusters.of(of_questions)).error)
     assert np.mean(estimated) == pytest.approx(np.std(errors), rel=0.1)
 
 
@@ -59,8 +63,8 @@ def test_quantiles_are_those_of_the_tables(degrees: float, quantile: float) -> N
 
 def test_a_few_large_clusters_count_as_few() -> None:
     sessions = make_sessions([1] * 100)
-    assert spread(np.ones(100), sessions).num_effective == pytest.approx(100)
+    assert spread(np.ones(100), Clusters.of(sessions)).num_effective == pytest.approx(100)
     heavy = np.where(np.arange(100) < 4, 1.0, 0.0)
-    assert spread(heavy, sessions).num_effective == pytest.approx(4)
+    assert spread(heavy, Clusters.of(sessions)).num_effective == pytest.approx(4)
     shared = replace(sessions, group_id=np.where(np.arange(100) < 50, "a", "b"))
-    assert spread(np.ones(100), shared).num_effective == pytest.approx(2)
+    assert spread(np.ones(100), Clusters.of(shared)).num_effective == pytest.approx(2)
