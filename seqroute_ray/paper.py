@@ -157,7 +157,8 @@ def run_paper(out: Path, num_sessions: int, num_steps: int, seed: int) -> Result
 
     def learned(title: str, config: CqlConfig) -> PaperPolicy:
         with bar(f"{title}, steps") as update:
-            network = train_network(data, config, NOTHING, lambda done, total, _losses: update(done, total, ""))
+            ensemble = train_network(data, config, NOTHING, lambda done, total, _losses: update(done, total, ""))
+        (network,) = ensemble.networks
         assert isinstance(network, PlainNetwork)  # noqa: S101 - PaperData has no parts
         return PaperPolicy(network, budgets_usd[-1], np.zeros(len(MODELS)))
 
