@@ -11,6 +11,7 @@ Ends with one JSON line.
 import asyncio
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -158,7 +159,10 @@ def litellm_config(folder: Path, upstream: str) -> Path:
                 "litellm_params": {"max_budget_per_session": 1.0},
             }
         ],
-        "general_settings": {"custom_auth": "seqroute_bench_auth.authenticate"},
+        "general_settings": {
+            "custom_auth": "seqroute_bench_auth.authenticate",
+            "master_key": f"sk-{secrets.token_hex(16)}",
+        },
     }
     path.write_text(yaml.safe_dump(config))
     return path
@@ -209,7 +213,9 @@ def start_all(settings: Settings, stack: ExitStack, folder: Path) -> list[Server
 
 async def wait_until_up(server: Server) -> None:
     async with aiohttp.ClientSession() as http:
-        for _ in range(600):
+        for _ in range(240):
+            if not server.process.is_running() or server.process.status() == psutil.STATUS_ZOMBIE:
+                break
             try:
                 if (await one(http, server, 0))[0] == 200:
                     return
