@@ -173,9 +173,9 @@ def _judge(config: RetrainConfig, folder: Path) -> Step:
     from seqroute_ray.core.policy import PolicyArtefact
     from seqroute_ray.retraining.judge import judge
 
-    artefacts = [PolicyArtefact.load(folder / name) for name in (CURRENT, POLICY)]
+    old, new = (PolicyArtefact.load(folder / name) for name in (CURRENT, POLICY))
     sessions = holdout(folder / NEW, config.test_share)
-    return asdict(judge(*artefacts, sessions, config.gate, config.cql.seed))
+    return asdict(judge(old, new, sessions, config.gate, config.cql.seed))
 
 
 def _gate(config: RetrainConfig, current: Round, folder: Path) -> Step:
