@@ -18,7 +18,7 @@ from seqroute_ray.data.importer import ImportConfig
 from seqroute_ray.data.relabel import RelabelConfig
 from seqroute_ray.data.sample import SampleConfig
 from seqroute_ray.evaluation.calibrate import CalibrateConfig
-from seqroute_ray.evaluation.config import EvaluateConfig
+from seqroute_ray.evaluation.config import EvaluateConfig, OpeConfig
 from seqroute_ray.quickstart import QuickstartConfig
 from seqroute_ray.registry_commands import RegistryCommand
 from seqroute_ray.retraining.config import RetrainConfig
@@ -132,6 +132,13 @@ def evaluate(config: Annotated[EvaluateConfig, Flat]) -> Result:
     return evaluate(config)
 
 
+def ope(config: Annotated[OpeConfig, Flat]) -> Result:
+    """Estimate a policy's quality from logs of another one, without the other models' outcomes."""
+    from seqroute_ray.stages import ope
+
+    return ope(config)
+
+
 def serve(config: Annotated[ServeConfig, Flat]) -> Result:
     """Serve a policy behind an OpenAI-compatible endpoint until interrupted."""
     from seqroute_ray.serving.serve import serve_forever
@@ -182,6 +189,7 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "add-model": add_model,
     "remove-model": remove_model,
     "evaluate": evaluate,
+    "ope": ope,
     "serve": serve,
     "new-key": new_key,
     "ledger": ledger,

@@ -13,7 +13,7 @@ from seqroute_ray.data.importer import ImportConfig, check, import_logs
 from seqroute_ray.data.relabel import RelabelConfig, relabel_sessions
 from seqroute_ray.data.tries import Done
 from seqroute_ray.evaluation.calibrate import CalibrateConfig
-from seqroute_ray.evaluation.config import EvaluateConfig
+from seqroute_ray.evaluation.config import EvaluateConfig, OpeConfig
 from seqroute_ray.progress import Update, bar, console
 from seqroute_ray.ray_session import ray_session
 from seqroute_ray.training.config import TrainConfig, TuneConfig
@@ -137,3 +137,15 @@ def evaluate(config: EvaluateConfig, kept: "Kept | None" = None) -> Result:
         "report_html": str(config.out / "report.html"),
         "num_rows": len(report["rows"]),
     }
+
+
+def ope(config: OpeConfig) -> Result:
+    """Estimate what a policy would have earned from a log of another one, or say why the log cannot tell."""
+    from seqroute_ray.evaluation.ope_report import evaluate_ope
+
+    report = evaluate_ope(config)
+    for answer in report["answers"]:
+        low, high = answer.get("interval", (0.0, 0.0))
+        said = f"{answer['value']:.4f} ({low:.4f} to {high:.4f})" if answer["concluded"] else f"no: {answer['why']}"
+        console.print(f"ope, {answer['estimator']}: {said}")
+    return report

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 MAKING = ("sample", "import", "relabel", "train", "calibrate", "add-model", "remove-model")
-COMMANDS = (*MAKING, "evaluate", "serve", "ledger", "quickstart")
+COMMANDS = (*MAKING, "evaluate", "ope", "serve", "ledger", "registry", "retrain", "quickstart")
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -44,6 +44,8 @@ def test_sample_and_import_print_one_json_line_each(tmp_path: Path) -> None:
         (("train", "--dataset", "absent", "--out", "x", "--cql.gamma", "2"), 2, "gamma must be in [0, 1], got 2.0"),
         (("evaluate", "--policy", "absent", "--sessions", "s", "--out", "x"), 1, "absent: no manifest.json here"),
         (("evaluate", "--policy", "p", "--sessions", "s", "--out", "x", "--budgets", "0"), 2, "budgets must be > 0"),
+        (("ope", "--policy", "absent", "--sessions", "s", "--budget", "1"), 1, "absent: no manifest.json here"),
+        (("ope", "--policy", "p", "--sessions", "s"), 2, "either as budget_usd or as budget"),
         (("calibrate", "--policy", "absent", "--sessions", "s"), 1, "absent: no manifest.json here"),
         (("add-model", "--policy", "absent", "--model", "m", "--out", "x"), 1, "absent: no manifest.json here"),
         (("remove-model", "--policy", "p", "--model", "m", "--out", "p"), 2, "out must be another folder than policy"),

@@ -29,7 +29,7 @@ from seqroute_ray.evaluation.families import (
 from seqroute_ray.evaluation.metrics import Measured, Replicates, measure, question_replicates, share_by_remaining
 from seqroute_ray.evaluation.oracle import plan_oracle, replay_oracle
 from seqroute_ray.evaluation.reliability import reliability
-from seqroute_ray.evaluation.replay import ReplayData, replay
+from seqroute_ray.evaluation.replay import ReplayData, check_pool, replay
 from seqroute_ray.evaluation.report import write_html
 
 logger = logging.getLogger(__name__)
@@ -100,15 +100,6 @@ def all_families(config: EvaluateConfig, artefact: PolicyArtefact, fit: Sessions
     families = learned_families(artefact, cloning, lambdas)
     families += simple_families(artefact.catalog.names, mean_cost_usd, config.seed)
     return families if fit is None else families + fitted_families(fit, artefact)
-
-
-def check_pool(sessions: Sessions, artefact: PolicyArtefact, path: Path) -> None:
-    """Raises DataError when the sessions are of another pool, order or prices than the policy."""
-    if sessions.catalog.fingerprint != artefact.catalog.fingerprint:
-        raise DataError(
-            f"{path}: pool {', '.join(sessions.catalog.names)} or its prices differ from the policy's "
-            f"({', '.join(artefact.catalog.names)})"
-        )
 
 
 def _prepare(path: Path, part: str, artefact: PolicyArtefact) -> ReplayData:

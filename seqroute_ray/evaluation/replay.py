@@ -4,6 +4,7 @@ A turn whose cost exceeds what remains ends the session: its cost is not spent, 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from seqroute_ray.core.errors import DataError
 from seqroute_ray.core.estimator import Estimates, OutcomeEstimator
 from seqroute_ray.core.mdp import StateLayout, TurnFeatures, running_mean
 from seqroute_ray.core.money import to_usd
+from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.sessions import Sessions
 
 UNSERVED = -2  # in ReplayResult.action: the session had ended before this turn
@@ -39,10 +41,24 @@ class ReplayData:
             raise DataError(
                 "replay needs the outcome of every model for every turn; log them, or `sample --with-outcomes`"
             )
+        return cls.of_log(sessions, estimator, layout)
+
+    @classmethod
+    def of_log(cls, sessions: Sessions, estimator: OutcomeEstimator, layout: StateLayout) -> "ReplayData":
+        """Of sessions with or without outcomes: what policies see, not what they would have got."""
         queries = sessions.queries
         summary = estimator.features.summary(queries)
         estimates = estimator.predict_from(summary, queries, sessions.catalog)
         return cls(sessions, layout, TurnFeatures(estimates, running_mean(summary, sessions.offsets)))
+
+
+def check_pool(sessions: Sessions, artefact: PolicyArtefact, path: Path) -> None:
+    """Raises DataError when the sessions are of another pool, order or prices than the policy."""
+    if sessions.catalog.fingerprint != artefact.catalog.fingerprint:
+        raise DataError(
+            f"{path}: pool {', '.join(sessions.catalog.names)} or its prices differ from the policy's "
+            f"({', '.join(artefact.catalog.names)})"
+        )
 
 
 @dataclass(frozen=True)

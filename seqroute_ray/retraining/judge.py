@@ -16,10 +16,10 @@ from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.evaluation.baselines import QPolicy
 from seqroute_ray.evaluation.metrics import Interval, Replicates, interval, question_replicates
-from seqroute_ray.evaluation.ope import OffPolicy
-from seqroute_ray.evaluation.ope_estimators import Sums, doubly_robust
+from seqroute_ray.evaluation.ope import MIN_EFFECTIVE, OffPolicy
+from seqroute_ray.evaluation.ope_estimators import Sums, doubly_robust, strata
 from seqroute_ray.evaluation.ope_fqe import fitted_q
-from seqroute_ray.evaluation.ope_intervals import standard_error, t_interval
+from seqroute_ray.evaluation.ope_intervals import Spread, spread
 from seqroute_ray.evaluation.ope_log import Exploring, check_propensities, follow, target_probabilities
 from seqroute_ray.evaluation.replay import ReplayData, replay
 from seqroute_ray.retraining.config import GateConfig
@@ -149,12 +149,12 @@ def _log(
 def _differences(budget: float, logs: list[OffPolicy], sessions: Sessions) -> list[Difference]:
     """Of FIGURES; logs: of the current and the new policy."""
     makers: tuple[Callable[[OffPolicy], Sums], ...] = (_quality, _bankruptcy, _cost)
-    degrees = min(log.effective_sample_size for log in logs) - 1
     rows = []
     for figure, make in zip(FIGURES, makers, strict=True):
         old, young = (make(log) for log in logs)
-        error = standard_error(young.influence() - old.influence(), sessions)
-        bounds = t_interval(young.value() - old.value(), error, degrees)
+        found = spread(young.influence(left_out=True) - old.influence(left_out=True), sessions)
+        # A bankruptcy or two that differ are few draws: an interval is at least as wide as from MIN_EFFECTIVE of them.
+        bounds = Spread(found.error, max(found.num_effective, MIN_EFFECTIVE)).interval(young.value() - old.value())
         rows.append(Difference(figure=figure, budget=budget, current=old.value(), new=young.value(), interval=bounds))
     return rows
 
@@ -175,4 +175,4 @@ def _bankruptcy(log: OffPolicy) -> Sums:
 def _cost(log: OffPolicy) -> Sums:
     """USD a turn, weighted as qualities are."""
     spent_usd = np.where(log.paths.served, to_usd(log.paths.sessions.cost_nusd), 0.0)
-    return Sums(log.weights.upto * spent_usd, log.weights.upto, log.paths.sessions.turn, log.unit)
+    return Sums(log.weights.upto * spent_usd, log.weights.upto, strata(log.paths.sessions), log.unit)
