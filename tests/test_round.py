@@ -12,7 +12,7 @@ from seqroute_ray.serving.replay_upstream import running_replay_upstream
 from tests.serving.support import running_api
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # its scripts import each other as scripts do
-from round import Scene, Settings, play  # noqa: E402
+from round import Scene, Settings, play
 
 SMALL = {"num_sessions": 60, "num_base_sessions": 120, "num_steps": 40, "min_sessions": 3, "max_looks": 3}
 LENIENT = {"min_ess": 2.0, "max_quality_loss": 3.0, "max_rise": 100.0}  # so few sessions tell nothing

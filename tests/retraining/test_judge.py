@@ -21,7 +21,8 @@ CURRENT = make_artefact(seed=0)
 def leaning(action: int) -> PolicyArtefact:
     """A policy that takes one model wherever it can pay for it: by its estimates alone, which say that it is better."""
     flat = [[(weight * 0, bias * 0) for weight, bias in getattr(CURRENT.network, head).layers] for head in HEADS]
-    network = QNetwork(*map(Perceptron, flat), CURRENT.network.num_context)
+    quality, bankruptcy = map(Perceptron, flat)
+    network = QNetwork(quality, bankruptcy, CURRENT.network.num_context)
     estimator = CURRENT.estimator
     weights = estimator.quality_weights.copy()
     weights[: len(estimator.features.types), :] = np.eye(2)[action] * 100
