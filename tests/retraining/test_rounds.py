@@ -19,7 +19,7 @@ from seqroute_ray.core.registry import Registry
 from seqroute_ray.core.sessions import read_sessions
 from seqroute_ray.retraining.config import RetrainConfig
 from seqroute_ray.retraining.rounds import STEPS, GateError, retrain
-from seqroute_ray.retraining.state import LOCK, STATE, State
+from seqroute_ray.retraining.state import LOCK, STATE, State, Step
 from seqroute_ray.training.config import CqlConfig
 from tests.retraining.support import LENIENT_GATE, candidate_in, config_for, registry_with, serve, session_names
 from tests.support import MEAN_COST_USD, make_artefact
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, names: Iterator[str]) -> Path:
     return tmp_path
 
 
-def last_round(folder: Path) -> dict[str, object]:
+def last_round(folder: Path) -> dict[str, Step]:
     last = State.load(folder / "retraining").last
     assert last is not None
     return last.steps
@@ -114,7 +114,7 @@ def test_other_settings_are_another_round_on_the_same_data(folder: Path) -> None
         retrain(config_for(folder, gate=STRICT))
     assert retrain(config_for(folder))["round"] == 2
     steps = last_round(folder)
-    assert steps["import"]["num_sessions"] == 40  # type: ignore[index]
+    assert steps["import"]["num_sessions"] == 40
 
 
 def test_a_kill_at_the_end_of_any_step_loses_that_step_alone(folder: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_model_leaves_and_joins_the_pool_through_the_gate(folder: Path) -> Non
     back = config_for(folder, candidate=None, add_model="model-1", catalog=catalog)
     again = registry.load(str(retrain(back)["version"]))
     assert again.catalog.names == ("model-0", "model-1")
-    assert last_round(folder)["candidate"]["num_observed_turns"] > 20  # type: ignore[index]
+    assert last_round(folder)["candidate"]["num_observed_turns"] > 20
 
 
 BROKEN: list[tuple[dict[str, object], type[Exception], str]] = [
@@ -205,8 +205,8 @@ def test_training_starts_from_the_current_network_or_says_why_it_cannot(folder: 
     )
     assert retrain(config)["outcome"] == "on trial"
     made = last_round(folder)["candidate"]
-    assert made["made"] == "trained"  # type: ignore[index]
-    assert "entries of context" in made["start"]  # type: ignore[index]  # this log names no types of task
+    assert made["made"] == "trained"
+    assert "entries of context" in made["start"]  # this log names no types of task
     policy = Registry(folder / "registry").load(Registry(folder / "registry").pointers().canary)
     assert policy.risk == CURRENT.risk
 
