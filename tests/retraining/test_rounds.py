@@ -199,7 +199,8 @@ def test_a_registry_without_a_current_version_and_a_ledger_without_news_are_refu
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_training_starts_from_the_current_network_or_says_why_it_cannot(folder: Path) -> None:
+def test_training_starts_from_the_current_network_or_says_why_it_cannot(folder: Path, names: Iterator[str]) -> None:
+    serve(folder, names, CURRENT.version, num_sessions=80)
     config: RetrainConfig = config_for(
         folder, candidate=None, cql=CqlConfig(num_steps=20, batch_size=16, hidden=(8,), risk_hidden=(8,))
     )
