@@ -58,6 +58,8 @@ class Settings:
     epsilon: float = 0.3  # of the server
     share: float = 0.2  # of the canary
     max_quality_loss: float = 0.05  # of gate and canary
+    max_rate_rise: float = 0.1  # bankruptcies in the gate, errors in the canary
+    max_cost_rise: float = 1.0  # of gate and canary, as a share
     min_sessions: int = 100  # of gate and canary
     min_ess: float = 50.0
     num_clients: int = 8
@@ -123,15 +125,15 @@ class Scene:
             "--runner": "local",
             "--gate.budgets": settings.budget,
             "--gate.max-quality-loss": settings.max_quality_loss,
-            "--gate.max-cost-rise": 1.0,
-            "--gate.max-bankruptcy-rise": 0.1,
+            "--gate.max-cost-rise": settings.max_cost_rise,
+            "--gate.max-bankruptcy-rise": settings.max_rate_rise,
             "--gate.min-sessions": settings.min_sessions,
             "--gate.min-ess": settings.min_ess,
             "--canary.share": settings.share,
             "--canary.min-sessions": settings.min_sessions,
             "--canary.max-quality-loss": settings.max_quality_loss,
-            "--canary.max-cost-rise": 1.0,
-            "--canary.max-error-rise": 0.05,
+            "--canary.max-cost-rise": settings.max_cost_rise,
+            "--canary.max-error-rise": settings.max_rate_rise,
         }
         words = [word for pair in flags.items() for word in pair]
         code, result = self.command("retrain", *words, *steps_flags(settings.num_steps), *more)
@@ -150,6 +152,7 @@ class Scene:
             sessions=num_sessions,
             turns=traffic.num_turns,
             refused=traffic.num_refused,
+            failed=traffic.num_failed,
             mean_quality=round(float(np.mean(traffic.scores)), 4),
             wall_s=round(time.monotonic() - begun_s, 1),
         )
@@ -191,7 +194,7 @@ class Traffic:
         self._waiting = list(range(first, first + num_sessions))
         self._outcomes = load_outcomes()
         self._question = {name: row for row, name in enumerate(self._outcomes.query_id.tolist())}
-        self.num_turns, self.num_refused, self.scores = 0, 0, list[float]()
+        self.num_turns, self.num_refused, self.num_failed, self.scores = 0, 0, 0, list[float]()
 
     async def run(self) -> None:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
@@ -202,7 +205,12 @@ class Traffic:
             number = self._waiting.pop()
             rng = np.random.default_rng([self._settings.seed, number])
             for _ in range(int(rng.integers(2, 5))):
-                if not await self._turn(http, f"round-{number}", question(rng)):
+                try:
+                    if not await self._turn(http, f"round-{number}", question(rng)):
+                        break
+                except (aiohttp.ClientError, TimeoutError) as error:  # a machine that is too busy
+                    print(f"round-{number}: {error!r}", file=sys.stderr)
+                    self.num_failed += 1
                     break
 
     async def _turn(self, http: aiohttp.ClientSession, session: str, text: str) -> bool:
