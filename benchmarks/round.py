@@ -53,11 +53,14 @@ class Settings:
     out: Path = Path("runs/round")  # made anew
     num_sessions: int = 2000  # served before the first retraining; half as many before each later look
     num_base_sessions: int = 1000  # recorded ones that the first policy learns from
-    num_steps: int = 1500  # gradient steps of each training
-    budget: float = 0.35  # of each session, as a multiple of the reference cost
+    max_turns: int = 2  # of a session, at most half as many fewer
+    max_turns: int = 2  # of a session; at least half as many
+    num_steps: int = 1000  # gradient steps of each training
+    budget: float = 0.15  # of each session, as a multiple of the reference cost
     epsilon: float = 0.3  # of the server
     share: float = 0.2  # of the canary
-    max_quality_loss: float = 0.05  # of gate and canary
+    test_share: float = 0.4  # of the served sessions
+    max_quality_loss: float = 0.1  # of gate and canary
     max_rate_rise: float = 0.1  # bankruptcies in the gate, errors in the canary
     max_cost_rise: float = 1.0  # of gate and canary, as a share
     min_sessions: int = 100  # of gate and canary
@@ -65,6 +68,10 @@ class Settings:
     num_clients: int = 8
     max_looks: int = 4  # at a canary, with more sessions before each
     seed: int = 0
+
+    @property
+    def min_turns(self) -> int:
+        return -(-self.max_turns // 2)
 
 
 @dataclass
@@ -123,6 +130,7 @@ class Scene:
             "--ledger": self.ledger,
             "--base": settings.out / "first" / "sessions.parquet",
             "--runner": "local",
+            "--test-share": settings.test_share,
             "--gate.budgets": settings.budget,
             "--gate.max-quality-loss": settings.max_quality_loss,
             "--gate.max-cost-rise": settings.max_cost_rise,
@@ -187,7 +195,7 @@ def steps_flags(num_steps: int) -> list[object]:
 
 
 class Traffic:
-    """Clients that ask two to four questions a session, and give each answer its recorded quality."""
+    """Clients that ask some questions a session, and give each answer its recorded quality."""
 
     def __init__(self, base_url: str, settings: Settings, first: int, num_sessions: int, budget_usd: float) -> None:
         self._base_url, self._settings, self._budget_usd = base_url, settings, budget_usd
@@ -204,7 +212,7 @@ class Traffic:
         while self._waiting:
             number = self._waiting.pop()
             rng = np.random.default_rng([self._settings.seed, number])
-            for _ in range(int(rng.integers(2, 5))):
+            for _ in range(int(rng.integers(-(-self._settings.max_turns // 2), self._settings.max_turns + 1))):
                 try:
                     if not await self._turn(http, f"round-{number}", question(rng)):
                         break
@@ -257,9 +265,8 @@ def play(scene: Scene, started: Callable[[Path], str]) -> None:
     """The whole round. started: starts a server by its settings file; returns its address."""
     settings = scene.settings
     logs = settings.out / "logs.parquet"
-    scene.must(
-        "sample", "--num-sessions", settings.num_base_sessions, "--out", logs, "--min-turns", 2, "--max-turns", 4
-    )
+    lengths = ("--min-turns", settings.min_turns, "--max-turns", settings.max_turns)
+    scene.must("sample", "--num-sessions", settings.num_base_sessions, "--out", logs, *lengths)
     first = scene.policy_from(logs, "first")
     scene.must("registry", "add", "--registry", scene.registry, "--policy", first, "--promote")
     scene.base_url = started(scene.server_config(first))
