@@ -54,7 +54,6 @@ class Settings:
     num_sessions: int = 2000  # served before the first retraining; half as many before each later look
     num_base_sessions: int = 1000  # recorded ones that the first policy learns from
     max_turns: int = 2  # of a session, at most half as many fewer
-    max_turns: int = 2  # of a session; at least half as many
     num_steps: int = 1000  # gradient steps of each training
     budget: float = 0.15  # of each session, as a multiple of the reference cost
     epsilon: float = 0.3  # of the server
