@@ -72,8 +72,8 @@ class RetrainConfig:
     base: Location | None = None  # session file that the first version learned from; the first round starts from it
     judgements: Location | None = None  # as of `seqroute import`
     catalog: Path | None = None  # JSON or YAML list of models and prices; None: the current version's
-    add_model: str | None = None  # no training: the current policy with this model of the catalog, by its metadata and
-    # by what the sessions hold of it
+    # No training: the current policy with this model of the catalog, by its metadata and what the sessions hold of it.
+    add_model: str | None = None
     remove_model: str | None = None  # no training: the current policy without this model
     candidate: Path | None = None  # no training: this artefact
     warm_start: bool = True  # training starts from the current version's network where the shapes agree
