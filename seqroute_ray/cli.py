@@ -20,6 +20,8 @@ from seqroute_ray.data.sample import SampleConfig
 from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig, OpeConfig
 from seqroute_ray.quickstart import QuickstartConfig
+from seqroute_ray.registry_commands import RegistryCommand
+from seqroute_ray.retraining.config import RetrainConfig
 from seqroute_ray.serving.ledgers.commands import LedgerCommand
 from seqroute_ray.serving.new_key import NewKeyConfig
 from seqroute_ray.serving.serve import ServeConfig
@@ -157,6 +159,18 @@ def ledger(command: Annotated[LedgerCommand, Flat]) -> Result:
     return command.run()
 
 
+def registry(command: Annotated[RegistryCommand, Flat]) -> Result:
+    """List and show versions of policies, add one, and say which of them serve."""
+    return command.run()
+
+
+def retrain(config: Annotated[RetrainConfig, Flat]) -> Result:
+    """From served decisions to a better policy: train, judge, try it on some sessions, promote it or roll it back."""
+    from seqroute_ray.retraining.rounds import retrain
+
+    return retrain(config)
+
+
 def quickstart(config: Annotated[QuickstartConfig, Flat]) -> Result:
     """The paper-size run on bundled outcomes: sample, import, relabel, train, evaluate, serve one session."""
     from seqroute_ray.quickstart import run_quickstart
@@ -179,6 +193,8 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "serve": serve,
     "new-key": new_key,
     "ledger": ledger,
+    "registry": registry,
+    "retrain": retrain,
     "quickstart": quickstart,
 }
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 MAKING = ("sample", "import", "relabel", "train", "calibrate", "add-model", "remove-model")
-COMMANDS = (*MAKING, "evaluate", "ope", "serve", "new-key", "ledger", "quickstart")
+COMMANDS = (*MAKING, "evaluate", "ope", "serve", "new-key", "ledger", "registry", "retrain", "quickstart")
 README = Path(__file__).parent.parent / "README.md"
 
 

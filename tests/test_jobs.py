@@ -21,6 +21,8 @@ import pytest
 from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.sessions import write_sessions
 from seqroute_ray.training.cql_file import read_cql
+from tests.retraining.support import candidate_in, registry_with, serve, session_names
+from tests.support import make_artefact
 from tests.training.toy_mdp import ToyMdp
 
 pytestmark = pytest.mark.ray
@@ -28,6 +30,14 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 FEW_DRAWS = ("--num-replicates", "100")
 FEW_STEPS = ("--cql.num-steps", "50", "--cql.batch-size", "64")
+LIMITS = {
+    "max-quality-loss": "2",
+    "max-bankruptcy-rise": "2",
+    "max-cost-rise": "100",
+    "min-sessions": "2",
+    "min-ess": "2",
+}
+LENIENT = (*(word for name, value in LIMITS.items() for word in (f"--gate.{name}", value)), "--gate.budgets", "1")
 FEW_TRIALS = ("--num-trials", "2", "--search", "lr", "--judge-every", "50", "--grace-steps", "50")
 
 
@@ -119,6 +129,17 @@ def test_a_search_by_a_job_finds_settings(jobs: Jobs, dataset: Path, sessions: d
     assert {look["num_steps"] for look in looks} == {50}
     assert found["aiq"] == max(look["aiq"] for look in looks)
     assert read_cql(Path(found["best_json"])).lr in {look["lr"] for look in looks}
+
+
+def test_a_policy_is_tried_and_promoted_by_jobs(jobs: Jobs, tmp_path: Path) -> None:
+    current = make_artefact()
+    registry, flags = registry_with(tmp_path, current), ("--registry", tmp_path / "registry")
+    candidate_in(tmp_path)
+    serve(tmp_path, session_names(), current.version)
+    ledger = ("--ledger", tmp_path / "ledger.sqlite", "--out", tmp_path / "out", "--candidate", tmp_path / "candidate")
+    tried = result_of(jobs.submit("retrain", *flags, *ledger, *LENIENT, "--test-share", "0.5"))
+    assert (tried["outcome"], registry.pointers().canary) == ("on trial", tried["version"])
+    assert result_of(jobs.submit("promote", *flags))["current"] == tried["version"]
 
 
 def test_a_job_that_fails_says_why_and_so_does_its_exit_code(jobs: Jobs, sessions: dict[str, Path]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "seqroute_ray"
-LAYERS = ("core", "data", "training", "evaluation", "serving")
+LAYERS = ("core", "data", "training", "evaluation", "serving", "retraining")
 # What each layer may import of the project, and which heavy libraries.
 MAY_IMPORT = {
     "core": {"core"},
@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "training": {"core", "training"},
     "evaluation": {"core", "evaluation"},
     "serving": {"core", "serving", "ray_session"},
+    "retraining": {"core", "data", "training", "evaluation", "serving", "retraining", "stages"},
 }
 HEAVY = {
     "core": set(),
@@ -23,6 +24,7 @@ HEAVY = {
     "training": {"ray", "torch", "gymnasium"},
     "evaluation": set(),
     "serving": {"ray"},
+    "retraining": set(),
 }
 # The stand-in for the providers answers with recorded outcomes; nothing else in serving may know of them.
 EXCEPTIONS = {("serving/replay_upstream.py", "data")}

@@ -4,11 +4,14 @@ versions/NUMBER-HASH/   manifest.json and weights.npz of the policy, then card.j
 pointers.json           who is current, who is canary and for which share of sessions, who was current before
 
 Versions never change. Pointers are one small file that is replaced as a whole: readers see the old state or the new
-one. Two moves at once are told apart by their number: the second one is refused.
+one. Every move has a number. On a disk a lock file lets one writer in at a time, and of two moves that began from the
+same number the second one is refused. Object stores have no locks: there the number is looked at just before the write,
+and two moves within the same few milliseconds may both pass, of which the later one then stands.
 """
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +19,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from seqroute_ray.core.errors import ArtefactError, ConfigError
+from seqroute_ray.core.locks import only_one
 from seqroute_ray.core.policy import MANIFEST, WEIGHTS, PolicyArtefact
-from seqroute_ray.core.storage import Folder, Location, one_line
+from seqroute_ray.core.storage import Folder, Location, local_path, one_line
 
-CARD, POINTERS, VERSIONS = "card.json", "pointers.json", "versions"
+CARD, POINTERS, VERSIONS, LOCK = "card.json", "pointers.json", "versions", "registry.lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,21 +59,22 @@ class Registry:
     def add(self, artefact: Path, *, parent: str = "", metrics: Mapping[str, Any], lineage: Mapping[str, Any]) -> Card:
         """Copy a policy in as a new version; the same policy again is the version that it was. Raises ArtefactError."""
         policy_hash = PolicyArtefact.load(artefact).version
-        cards = self.cards()
-        for card in cards:
-            if card.version.endswith(f"-{policy_hash}"):
-                return card
-        number = 1 + max((int(card.version.split("-")[0]) for card in cards), default=0)
-        card = Card(
-            version=f"{number:04d}-{policy_hash}",
-            parent=parent,
-            made_at=_now(),
-            metrics=dict(metrics),
-            lineage=dict(lineage),
-        )
-        for name in (WEIGHTS, MANIFEST):
-            self._folder.write(self._name(card.version, name), (artefact / name).read_bytes())
-        self._folder.write(self._name(card.version, CARD), _encode(asdict(card)))
+        with self._alone():
+            cards = self.cards()
+            for card in cards:
+                if hash_of(card.version) == policy_hash:
+                    return card
+            number = 1 + max((int(card.version.split("-")[0]) for card in cards), default=0)
+            card = Card(
+                version=f"{number:04d}-{policy_hash}",
+                parent=parent,
+                made_at=_now(),
+                metrics=dict(metrics),
+                lineage=dict(lineage),
+            )
+            for name in (WEIGHTS, MANIFEST):
+                self._folder.write(self._name(card.version, name), (artefact / name).read_bytes())
+            self._folder.write(self._name(card.version, CARD), _encode(asdict(card)))
         return card
 
     def cards(self) -> list[Card]:
@@ -142,13 +147,19 @@ class Registry:
         return self._move(now, replace(now, current=last, previous=tuple(previous)), why or "rolled back")
 
     def _move(self, before: Pointers, after: Pointers, why: str) -> Pointers:
-        if self.pointers().number != before.number:
-            raise ConfigError(
-                f"registry {self._folder}: somebody else has just moved the pointers; look, then try again"
-            )
-        after = replace(after, number=before.number + 1, moved_at=_now(), why=why)
-        self._folder.write(POINTERS, _encode(asdict(after)))
+        with self._alone():
+            if self.pointers().number != before.number:
+                raise ConfigError(
+                    f"registry {self._folder}: somebody else has just moved the pointers; look, then try again"
+                )
+            after = replace(after, number=before.number + 1, moved_at=_now(), why=why)
+            self._folder.write(POINTERS, _encode(asdict(after)))
         return after
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """The only writer on this disk while the block runs; see the module for object stores."""
+        path = local_path(self._folder.location)
+        return nullcontext() if path is None else only_one(path / LOCK, wait=True)
 
     def _card(self, name: str) -> Card:
         try:
@@ -158,6 +169,11 @@ class Registry:
 
     def _name(self, version: str, name: str) -> str:
         return f"{VERSIONS}/{version}/{name}"
+
+
+def hash_of(version: str) -> str:
+    """What decision records name a version by."""
+    return version.rpartition("-")[2]
 
 
 def _now() -> str:

@@ -26,6 +26,7 @@ _NAMES = (
     "prompt_tokens",
     "completion_tokens",
     "propensity",
+    "source",
 )
 SCHEMA = pa.schema([LOG_SCHEMA.field(name) for name in _NAMES])
 _PAGE = 500  # sessions in a row group
@@ -87,6 +88,7 @@ def _row(turn: LoggedTurn) -> dict[str, Any]:
     copied = ("session_id", "turn", "model", "prompt_tokens", "completion_tokens", "propensity")
     return {name: record.get(name) for name in copied} | {
         "embedding": np.frombuffer(turn.embedding, dtype=np.float16).astype(np.float32),
+        "source": record.get("task_type") or None,
         "quality": feedback[-1]["score"] if feedback else None,  # the last one: they are sorted by time
         "cost_usd": record["cost_nusd"] / NUSD_PER_USD,
     }

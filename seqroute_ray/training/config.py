@@ -74,8 +74,14 @@ class TrainConfig:
     keep_checkpoints: int = 2  # newest ones, and the best one
     patience: int | None = None  # checkpoints without a better one until training stops; None: it does not stop early
     resume: bool = True  # go on from the newest checkpoint of the same settings and data
+    init_from: Path | None = None  # artefact folder: its network is where training starts; None: at random weights
 
     def __post_init__(self) -> None:
+        if self.init_from is not None and self.cql.ensemble_size > 1:
+            raise ConfigError(
+                f"init_from starts one network, cql.ensemble_size is {self.cql.ensemble_size}: networks that begin "
+                "alike stay alike; leave one of the two out"
+            )
         for name in ("checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

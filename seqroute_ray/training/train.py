@@ -22,6 +22,7 @@ from seqroute_ray.training.learner import BANKRUPTCY_LOSS, CONSERVATIVE_LOSS, Q_
 from seqroute_ray.training.reader import BatchSource
 from seqroute_ray.training.rllib import DiscreteCQL, DiscreteCQLConfig
 from seqroute_ray.training.sources import open_dataset
+from seqroute_ray.training.warm_start import start_from
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, losses)
@@ -65,6 +66,8 @@ def train(
         if newest is not None:
             algorithm.restore_from_path(newest.path.absolute())
             logger.info("event=resumed checkpoint=%s num_steps=%d", newest.path, newest.num_steps)
+        elif config.init_from is not None:
+            start_from(algorithm, config.init_from)
         run(algorithm, config, checkpoints, progress)
         chosen = checkpoints.best or checkpoints.newest
         if chosen is not None and chosen.num_steps != algorithm.num_steps:
@@ -122,6 +125,7 @@ def checkpoints_of(config: TrainConfig, header: DatasetHeader) -> Checkpoints:
         "tune_sessions": config.tune_sessions,
         "checkpoint_every": config.checkpoint_every,
         "patience": config.patience,
+        "init_from": None if config.init_from is None else PolicyArtefact.load(config.init_from).version,
     }
     return Checkpoints.beside(config.out, identity, config.keep_checkpoints, METRIC)
 

@@ -28,7 +28,7 @@ class Audit:
     async def _run(self) -> dict[str, Any]:
         from seqroute_ray.serving.ledgers.audit import audit
 
-        async with _existing(self.ledger, self.redis_password_env) as ledger:
+        async with existing_ledger(self.ledger, self.redis_password_env) as ledger:
             report = await audit(ledger)
         if report.problems:
             more = f" (and {len(report.problems) - 1} more)" if report.problems[1:] else ""
@@ -53,7 +53,7 @@ class Reconcile:
         from seqroute_ray.serving.ledgers.reconcile import reconcile
 
         bill_nusd = read_bill(self.bill)
-        async with _existing(self.ledger, self.redis_password_env) as ledger:
+        async with existing_ledger(self.ledger, self.redis_password_env) as ledger:
             return asdict(await reconcile(ledger, bill_nusd, self.apply))
 
 
@@ -76,7 +76,7 @@ class Export:
     async def _run(self) -> dict[str, Any]:
         from seqroute_ray.serving.decision_log import export_decisions
 
-        async with _existing(self.ledger, self.redis_password_env) as ledger:
+        async with existing_ledger(self.ledger, self.redis_password_env) as ledger:
             return asdict(await export_decisions(ledger, self.out, self.since))
 
 
@@ -88,7 +88,7 @@ LedgerCommand = (
 
 
 @asynccontextmanager
-async def _existing(place: str, redis_password_env: str | None) -> AsyncIterator[Ledger]:
+async def existing_ledger(place: str, redis_password_env: str | None) -> AsyncIterator[Ledger]:
     """The ledger while the block runs. Raises ConfigError when there is none: a new one would look right."""
     from seqroute_ray.serving.ledgers.factory import is_redis, open_ledger
 

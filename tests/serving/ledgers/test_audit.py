@@ -148,6 +148,7 @@ async def test_an_export_is_logs_that_an_import_takes(place: str, tmp_path: Path
         "prompt_tokens": 3,
         "completion_tokens": 4,
         "propensity": 0.5,
+        "source": None,
     }
     config = ImportConfig(logs=(str(tmp_path / "log.parquet"),), out=str(tmp_path / "sessions.parquet"), runner="local")
     imported = import_logs(config)
