@@ -16,16 +16,17 @@ from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.evaluation.baselines import QPolicy
 from seqroute_ray.evaluation.metrics import Interval, Replicates, interval, question_replicates
-from seqroute_ray.evaluation.ope import MIN_EFFECTIVE, OffPolicy
+from seqroute_ray.evaluation.ope import OffPolicy
 from seqroute_ray.evaluation.ope_estimators import Sums, doubly_robust, strata
 from seqroute_ray.evaluation.ope_fqe import fitted_q
-from seqroute_ray.evaluation.ope_intervals import Spread, spread
+from seqroute_ray.evaluation.ope_intervals import Clusters, Spread, spread
 from seqroute_ray.evaluation.ope_log import Exploring, check_propensities, follow, target_probabilities
 from seqroute_ray.evaluation.replay import ReplayData, replay
 from seqroute_ray.retraining.config import GateConfig
 
 Figure = Literal["quality", "bankruptcy", "cost_usd"]
 SIDES = ("current", "new")
+MIN_EFFECTIVE = 3.0  # clusters that an error comes from: of fewer no error can be told, and no quantile
 FIGURES: tuple[Figure, ...] = ("quality", "bankruptcy", "cost_usd")  # a turn, share of sessions, a turn
 
 
@@ -152,7 +153,7 @@ def _differences(budget: float, logs: list[OffPolicy], sessions: Sessions) -> li
     rows = []
     for figure, make in zip(FIGURES, makers, strict=True):
         old, young = (make(log) for log in logs)
-        found = spread(young.influence(left_out=True) - old.influence(left_out=True), sessions)
+        found = spread(young.influence(left_out=True) - old.influence(left_out=True), Clusters.of(sessions))
         # A bankruptcy or two that differ are few draws: an interval is at least as wide as from MIN_EFFECTIVE of them.
         bounds = Spread(found.error, max(found.num_effective, MIN_EFFECTIVE)).interval(young.value() - old.value())
         rows.append(Difference(figure=figure, budget=budget, current=old.value(), new=young.value(), interval=bounds))
