@@ -71,7 +71,11 @@ def reference(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def written(out: Path | str) -> dict[str, bytes]:
     """What an import left, by the end of its name."""
     folder = Folder.at(str(out).rpartition("/")[0])
-    return {name: folder.read(name) for name in folder.names()}
+    while True:
+        try:
+            return {name: folder.read(name) for name in folder.names()}
+        except FileNotFoundError:  # a worker outlives its killed driver by a moment and renames what it was writing
+            continue
 
 
 @pytest.mark.parametrize("run_rows", [3, 100_000])
