@@ -3,7 +3,8 @@
 import sqlite3
 import time
 
-from seqroute_ray.core.ledger import Account, Attempt, Change, reserving
+from seqroute_ray.core.ledger import Account, Attempt, Change
+from seqroute_ray.core.ledger_rules import reserving
 from seqroute_ray.serving.ledgers import sqlite_writes as writes
 from seqroute_ray.serving.ledgers.sqlite import SqliteLedger
 from seqroute_ray.serving.ledgers.sqlite_rows import account_of

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from seqroute_ray.core.compiled_policy import CompiledPolicy, Outlook, Turn, affordable, lambda_greedy
 from seqroute_ray.core.embedding import Embedder, WordLlamaEmbedder
 from seqroute_ray.core.errors import BudgetExhaustedError, ConfigError, NoModelError
-from seqroute_ray.core.ledger import Account, exhausted
+from seqroute_ray.core.ledger import Account
+from seqroute_ray.core.ledger_rules import exhausted
 from seqroute_ray.core.money import NUSD_PER_USD
 from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.queries import UNKNOWN_TYPE

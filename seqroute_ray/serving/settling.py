@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from seqroute_ray.core.ledger import StoredAnswer, TurnRecord, summed
+from seqroute_ray.core.ledger import StoredAnswer, TurnRecord
+from seqroute_ray.core.ledger_rules import summed
 from seqroute_ray.serving.attempts import Started
 from seqroute_ray.serving.late import LateWrites
 from seqroute_ray.serving.metrics import Metrics

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from seqroute_ray.core.arrays import FloatArray, IntArray
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import BudgetExhaustedError
-from seqroute_ray.core.ledger import Account, Attempt, reserving, settling, summed
+from seqroute_ray.core.ledger import Account, Attempt
+from seqroute_ray.core.ledger_rules import reserving, settling, summed
 from seqroute_ray.core.money import to_nusd
 from seqroute_ray.core.policy import PolicyArtefact, QNetwork, Values
 from seqroute_ray.core.queries import UNKNOWN_TYPE

@@ -5,7 +5,8 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from seqroute_ray.core.ledger import AttemptState, Books, Change, Ledger, total
+from seqroute_ray.core.ledger import AttemptState, Books, Change, Ledger
+from seqroute_ray.core.ledger_rules import total
 
 _PAGE = 500  # sessions asked for at once
 

@@ -19,6 +19,8 @@ from seqroute_ray.core.ledger import (
     SessionLog,
     StoredAnswer,
     TurnRecord,
+)
+from seqroute_ray.core.ledger_rules import (
     check_amount,
     check_budget,
     correcting,

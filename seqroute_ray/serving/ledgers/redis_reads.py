@@ -5,17 +5,8 @@ from typing import Any
 
 from redis.asyncio.client import Pipeline
 
-from seqroute_ray.core.ledger import (
-    Account,
-    Attempt,
-    Books,
-    Entry,
-    LoggedTurn,
-    SessionLog,
-    unknown_attempt,
-    unknown_decision,
-    unknown_session,
-)
+from seqroute_ray.core.ledger import Account, Attempt, Books, Entry, LoggedTurn, SessionLog
+from seqroute_ray.core.ledger_rules import unknown_attempt, unknown_decision, unknown_session
 from seqroute_ray.serving.ledgers.redis_client import RedisClient
 from seqroute_ray.serving.ledgers.redis_rows import (
     account_of,

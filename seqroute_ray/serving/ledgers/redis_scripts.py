@@ -1,4 +1,4 @@
-"""The Redis ledger's atomic steps, in Lua: the rules of core.ledger once more, checked against them by one test suite.
+"""The Redis ledger's atomic steps, in Lua: core.ledger_rules once more, checked against it by one test suite.
 
 Redis runs a script whole or not at all. Amounts are texts of integers: HINCRBY adds them exactly, and Lua's doubles
 compare them exactly below 2**53. A script answers {status, ...}; why something was refused is found out in Python, by

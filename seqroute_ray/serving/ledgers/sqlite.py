@@ -21,8 +21,8 @@ from seqroute_ray.core.ledger import (
     SessionLog,
     StoredAnswer,
     TurnRecord,
-    opening,
 )
+from seqroute_ray.core.ledger_rules import opening
 from seqroute_ray.serving.ledgers import sqlite_writes as writes
 from seqroute_ray.serving.ledgers.group_commit import GroupCommit, Operation
 from seqroute_ray.serving.ledgers.sqlite_answers import claim_key, disclaim_key, drop_some_answers, keep_answer

@@ -14,10 +14,8 @@ from seqroute_ray.core.ledger import (
     Feedback,
     LoggedTurn,
     SessionLog,
-    unknown_attempt,
-    unknown_decision,
-    unknown_session,
 )
+from seqroute_ray.core.ledger_rules import unknown_attempt, unknown_decision, unknown_session
 from seqroute_ray.serving.ledgers.records import StoredTurn, full_record
 from seqroute_ray.serving.ledgers.sqlite_file import unpack_doubles
 

@@ -1,18 +1,13 @@
-"""What the SQLite ledger writes: each function is one operation inside a transaction, by the rules of core.ledger."""
+"""What the SQLite ledger writes: each function is one operation in a transaction, by core.ledger_rules."""
 
 import json
 import sqlite3
 import time
 from dataclasses import replace
 
-from seqroute_ray.core.ledger import (
+from seqroute_ray.core.ledger import Account, Attempt, AttemptState, Change, Feedback, TurnRecord
+from seqroute_ray.core.ledger_rules import (
     NO_CHANGE,
-    Account,
-    Attempt,
-    AttemptState,
-    Change,
-    Feedback,
-    TurnRecord,
     correcting,
     expiring,
     raising,

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from seqroute_ray.core.errors import BudgetExhaustedError, ConfigError, LedgerError, UnknownSessionError
-from seqroute_ray.core.ledger import AttemptState, Change, Claim, Feedback, StoredAnswer, total
+from seqroute_ray.core.ledger import AttemptState, Change, Claim, Feedback, StoredAnswer
+from seqroute_ray.core.ledger_rules import total
 from tests.serving.ledgers.support import FAR_S, LEASE_S, money, opened, session_of, turn_of
 
 ANSWER = StoredAnswer(status=200, headers={"content-type": "text/event-stream"}, body=b"data: \x00\xff\n\n")

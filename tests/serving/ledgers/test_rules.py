@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from seqroute_ray.core import ledger as rules
+from seqroute_ray.core import ledger_rules as rules
 from seqroute_ray.core.errors import SeqRouteError
 from seqroute_ray.core.ledger import Account, Attempt, AttemptState, Change, Ledger
 from seqroute_ray.serving.ledgers.audit import problems_of
