@@ -49,7 +49,18 @@ class Kept:
 def evaluate(
     config: EvaluateConfig, progress: Progress = lambda _done, _total: None, kept: Kept | None = None
 ) -> Report:
-    """Replay, measure, write both reports; returns the content of report.json.
+    """What `report_of` says, written as both reports; returns it. Raises DataError, ArtefactError."""
+    report = report_of(config, progress, kept)
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_html(report, config.out / "report.html")
+    return report
+
+
+def report_of(
+    config: EvaluateConfig, progress: Progress = lambda _done, _total: None, kept: Kept | None = None
+) -> Report:
+    """Replay and measure every policy; writes nothing.
 
     kept: of an evaluation that differed in the training seed alone; what is missing there is added. Raises DataError,
     ArtefactError.
@@ -73,7 +84,7 @@ def evaluate(
         reference_cost_usd=artefact.layout.reference_cost_usd,
         cost_range_usd=_cost_range_usd(data.sessions),
     )
-    report = {
+    return {
         "header": _header(config, artefact, data.sessions),
         "rows": _rows(arena, data.sessions),
         "verdicts": verdicts(arena),
@@ -84,10 +95,6 @@ def evaluate(
         "behaviour": _behaviour(arena, data),
         "reliability": reliability(data, fit),
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    write_html(report, config.out / "report.html")
-    return report
 
 
 def all_families(config: EvaluateConfig, artefact: PolicyArtefact, fit: Sessions | None) -> list[Family]:

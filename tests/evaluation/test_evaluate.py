@@ -20,7 +20,7 @@ from seqroute_ray.data.importer import ImportConfig, import_logs
 from seqroute_ray.data.sample import DEFAULT_POOL, Part, SampleConfig, write_sample
 from seqroute_ray.evaluation.compare import REGIMES
 from seqroute_ray.evaluation.config import EvaluateConfig
-from seqroute_ray.evaluation.evaluate import Kept, evaluate
+from seqroute_ray.evaluation.evaluate import Kept, evaluate, report_of
 from seqroute_ray.evaluation.families import CQL_ANY_RISK, LEARNED
 from tests.support import make_artefact, make_network, make_sessions
 
@@ -198,8 +198,9 @@ def test_every_baseline_is_compared_with_the_policy_in_every_regime_at_every_bud
 
 def test_knobs_are_chosen_on_the_tune_part_where_one_is_named(config: EvaluateConfig, tmp_path: Path) -> None:
     tune = sampled_sessions(tmp_path, "tune", 40)
-    chosen = evaluate(replace(config, out=tmp_path / "out", tune_sessions=tune))
-    best = evaluate(replace(config, out=tmp_path / "best", sessions=tune, part="tune"))
+    quick = replace(config, fit_sessions=None, cloning=None)
+    chosen = report_of(replace(quick, tune_sessions=tune))
+    best = report_of(replace(quick, sessions=tune, part="tune"))
     assert chosen["header"]["knobs_chosen_on"] == "tune part"
     knobs, best_knobs = (
         {(row["policy"], row["budget_usd"], row["lambda_per_usd"]): row["knob"] for row in report["rows"]}
@@ -224,9 +225,8 @@ def test_progress_counts_every_replay(report: dict[str, Any], progress: list[tup
     assert progress == [(done, total) for done in range(1, total + 1)]
 
 
-def test_the_same_config_gives_the_same_figures(report: dict[str, Any], config: EvaluateConfig, tmp_path: Path) -> None:
-    evaluate(replace(config, out=tmp_path))
-    assert json.loads((tmp_path / "report.json").read_text()) == report
+def test_the_same_config_gives_the_same_figures(report: dict[str, Any], config: EvaluateConfig) -> None:
+    assert json.loads(json.dumps(report_of(config))) == report
 
 
 class Page(HTMLParser):
@@ -376,13 +376,12 @@ def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, Any], words: 
 
 def test_kept_baselines_change_no_figure(config: EvaluateConfig, tmp_path: Path) -> None:
     untrained_artefact(read_sessions(config.fit_sessions or config.sessions), 7).save(tmp_path / "other")
-    other = replace(
-        config, policy=tmp_path / "other", out=tmp_path, tune_sessions=sampled_sessions(tmp_path, "tune", 40)
-    )
-    kept = Kept()
-    evaluate(replace(other, policy=config.policy, out=tmp_path / "first"), kept=kept)
+    tune = sampled_sessions(tmp_path, "tune", 40)
+    first = replace(config, budgets=(0.2,), lambdas_per_usd=(0.0,), tune_sessions=tune)
+    other, kept = replace(first, policy=tmp_path / "other"), Kept()
+    report_of(first, kept=kept)
     assert "random" in kept.measured.keys() & kept.on_tune.keys()
     assert not set(LEARNED) & (kept.measured.keys() | kept.on_tune.keys())
-    with_kept, seen = evaluate(other, kept=kept), list[tuple[int, int]]()
-    assert with_kept == evaluate(other, lambda done, total: seen.append((done, total)))
+    with_kept, seen = report_of(other, kept=kept), list[tuple[int, int]]()
+    assert with_kept == report_of(other, lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1]
