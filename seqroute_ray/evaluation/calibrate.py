@@ -1,10 +1,11 @@
 """Choose the price of a bankruptcy, by budget, on the tune part: how thrifty the policy must be to keep a promise.
 
-At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy`, as long as quality is not
-below the best single model's beyond the paired interval. Where no price does both, the price of the fewest bankruptcies
-is taken whose quality is not below the best single model's at all, if that is within `max_bankruptcy` as far as the
-tune part can tell. Otherwise the pool has no model cheap enough for a promise, and the price that gives the most
-quality is taken.
+At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy` with a margin for questions
+not yet seen, one standard error, as long as quality is not below the best single model's beyond the paired interval.
+Where no price has that margin, the one of the fewest bankruptcies among those that keep it without. Where no price does
+both, the price of the fewest bankruptcies is taken whose quality is not below the best single model's at all, if that
+is within `max_bankruptcy` as far as the tune part can tell. Otherwise the pool has no model cheap enough for a promise,
+and the price that gives the most quality is taken.
 """
 
 from dataclasses import dataclass, replace
@@ -20,23 +21,7 @@ from seqroute_ray.evaluation.baselines import FixedModel, QPolicy
 from seqroute_ray.evaluation.metrics import Measured, Replicates, interval, measure, question_replicates
 from seqroute_ray.evaluation.replay import Policy, ReplayData, replay
 
-PENALTIES = (
-    0.5,
-    1.0,
-    2.0,
-    3.0,
-    5.0,
-    7.0,
-    10.0,
-    14.0,
-    20.0,
-    28.0,
-    40.0,
-    56.0,
-    80.0,
-    113.0,
-    160.0,
-)  # in turns of full quality
+PENALTIES = tuple(round(0.5 * 2 ** (step / 3), 2) for step in range(26))  # 0.5 to 161 turns of full quality
 NUM_REPLICATES = 200  # bootstrap draws of questions
 
 
@@ -87,8 +72,11 @@ def choose_penalty(
         return ours.bankruptcy_rate <= max_bankruptcy and high >= 0
 
     keeping = [penalty for penalty, ours in outcomes.items() if keeps(ours)]
+    for penalty in keeping:
+        if outcomes[penalty].bankruptcy_rate + outcomes[penalty].bankruptcy_error <= max_bankruptcy:
+            return penalty
     if keeping:
-        return keeping[0]
+        return min(keeping, key=lambda penalty: outcomes[penalty].bankruptcy_rate)
 
     def almost_keeps(ours: Measured) -> bool:
         return ours.bankruptcy_ci[0] <= max_bankruptcy and ours.quality >= best.quality

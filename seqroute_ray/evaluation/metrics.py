@@ -89,6 +89,7 @@ class Measured:
     cost_ci: Interval
     bankruptcy_rate: float  # share of sessions
     bankruptcy_ci: Interval
+    bankruptcy_error: float  # standard error of the rate
     model_share: FloatArray  # [K] of the turns that were decided, bankrupting ones included
     quality_replicates: FloatArray  # [R]
     cost_replicates: FloatArray  # [R]
@@ -97,6 +98,7 @@ class Measured:
 def measure(result: ReplayResult, sessions: Sessions, replicates: Replicates) -> Measured:
     """Summarise a replay."""
     cost_usd = to_usd(result.cost_nusd)
+    bankruptcies = replicates.rate(result.bankrupting)
     quality_replicates, cost_replicates = replicates.means(np.stack([result.quality, cost_usd], axis=1)).T
     decided = result.action[result.action != UNSERVED]
     share = np.bincount(decided, minlength=len(sessions.catalog)) / max(1, len(decided))
@@ -106,7 +108,8 @@ def measure(result: ReplayResult, sessions: Sessions, replicates: Replicates) ->
         cost_usd_per_turn=float(cost_usd.mean()),
         cost_ci=interval(cost_replicates),
         bankruptcy_rate=float(result.bankrupt.mean()),
-        bankruptcy_ci=interval(replicates.rate(result.bankrupting)),
+        bankruptcy_ci=interval(bankruptcies),
+        bankruptcy_error=float(np.nanstd(bankruptcies)),
         model_share=share,
         quality_replicates=quality_replicates,
         cost_replicates=cost_replicates,

@@ -30,6 +30,7 @@ def figures(quality: float, cost_usd: float, bankruptcy: float = 0.0, shift: flo
         cost_ci=(0.0, 1.0),
         bankruptcy_rate=bankruptcy,
         bankruptcy_ci=(0.0, 1.0),
+        bankruptcy_error=0.1,
         model_share=np.array([1.0]),
         quality_replicates=quality + REPLICATES + shift,
         cost_replicates=np.full(len(REPLICATES), cost_usd),
