@@ -3,11 +3,15 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from seqroute_ray.core.catalog import Catalog
+from seqroute_ray.core.errors import LedgerUnavailable
+from seqroute_ray.core.ledger import Account, Ledger
 from seqroute_ray.core.policy import PolicyArtefact
+from seqroute_ray.serving import late
 from seqroute_ray.serving.keys import Caller
 from seqroute_ray.serving.purse import Purse, month_of
 from seqroute_ray.serving.requests import RequestError
@@ -137,3 +141,46 @@ def test_a_monthly_budget_of_one_key_is_not_anothers() -> None:
     assert mine is not None
     assert theirs is not None
     assert mine.account_id != theirs.account_id
+
+
+class LosesAnswers:
+    """A ledger that makes a reservation and whose connection then breaks, at the n-th one."""
+
+    def __init__(self, ledger: Ledger, number: int) -> None:
+        self._ledger, self._left = ledger, number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    async def reserve(self, *arguments: Any) -> Account:
+        account = await self._ledger.reserve(*arguments)
+        self._left -= 1
+        if self._left == 0:
+            raise LedgerUnavailable("the connection broke")
+        return account
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["of_the_session", "of_the_month"])
+def test_a_reservation_that_was_made_but_not_confirmed_is_given_back(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late, "RETRY_S", 0.01)
+    caller = Caller(id="team", monthly_budget_nusd=10**9)
+
+    async def scenario() -> None:
+        async with service_over(tmp_path, answered(), answered(), artefact=one_model()) as (service, provider):
+            books = service.ledger
+            service.ledger = LosesAnswers(books, number)
+            with pytest.raises(LedgerUnavailable):
+                await answer(service, ask_for(caller=caller))
+            held = [await account_of(service, owner="team"), await books.account(month_of("team", 1).account_id)]  # type: ignore[union-attr]
+            assert held[0].reserved_nusd > 0
+            async with asyncio.timeout(10):
+                while any(account.reserved_nusd for account in held):
+                    await asyncio.sleep(0.01)
+                    held = [await books.account(account.session_id) for account in held]
+            assert [account.spent_nusd for account in held] == [0, 0]
+            assert provider.bodies == []
+            await answer(service, ask_for(caller=caller, decision_id="dec_2"))
+
+    asyncio.run(scenario())
