@@ -73,7 +73,8 @@ class Attempts:
         try:
             return self.choose(ask, chosen.router, embedding, purse.account, limit_nusd, excluded, explore=explore)
         except BudgetExhaustedError as error:
-            raise budget_exhausted(error, purse.account, limit_nusd, self._metrics) from error
+            name = ask.session.client_id
+            raise budget_exhausted(error, purse.account, name, limit_nusd, self._metrics) from error
 
     def choose(
         self,
@@ -178,7 +179,8 @@ class Attempts:
                 raise
             self._metrics.add("reserved_usd", decision.reserve_nusd / 1e9)
             return attempt_id, decision
-        raise budget_exhausted(lost, purse.account, await turn_limit_nusd(ask, purse), self._metrics)
+        limit_nusd = await turn_limit_nusd(ask, purse)
+        raise budget_exhausted(lost, purse.account, ask.session.client_id, limit_nusd, self._metrics)
 
     async def _call(self, attempt_id: str, decision: Decision, ask: Ask, purse: Purse) -> UpstreamAnswer:
         """Raises UpstreamError, after the attempt was ended."""

@@ -1,10 +1,12 @@
 """The refusals of a turn that has no money or no model: what they say and how to go on."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from seqroute_ray.core.errors import BudgetExhaustedError, NoModelError
 from seqroute_ray.core.ledger import Account
+from seqroute_ray.core.ledger_rules import exhausted
 from seqroute_ray.serving.breaker import Breaker
 from seqroute_ray.serving.metrics import Metrics
 from seqroute_ray.serving.requests import RequestError
@@ -18,15 +20,15 @@ HINT = (
 
 
 def budget_exhausted(
-    error: BudgetExhaustedError, account: Account, limit_nusd: int | None, metrics: Metrics
+    error: BudgetExhaustedError, account: Account, client_id: str, limit_nusd: int | None, metrics: Metrics
 ) -> RequestError:
-    """402, with what is spent, reserved and left."""
+    """402, with what is spent, reserved and left of the session that its client calls so."""
     limited = limit_nusd is not None and limit_nusd < account.remaining_nusd
     metrics.add("budget_refusals", scope="turn" if limited else "session")
     if not limited and account.reserved_nusd:
         metrics.add("false_blocks")
     details: dict[str, Any] = {**money(account), "hint": HINT}
-    message = str(error)
+    message = str(exhausted(replace(account, session_id=client_id), error.amount_nusd))
     if limited and limit_nusd is not None:
         message += f"; this turn may cost ${limit_nusd / 1e9:.9f} at most (x-max-turn-usd, or the key's monthly budget)"
         details["turn_limit_usd"] = limit_nusd / 1e9

@@ -74,6 +74,7 @@ def test_an_exhausted_session_says_what_is_left_and_a_raised_budget_resumes_it(c
     error = reply.body["error"]
     assert (error["code"], error["type"]) == ("budget_exhausted", "budget_error")
     assert (error["spent_usd"], error["reserved_usd"], error["remaining_usd"]) == (0, 0, 0.000001)
+    assert error["message"].startswith(f"session {session_path(client).rsplit('/', 1)[1]!r} cannot reserve $0.0000")
     assert "PUT /v1/sessions/{id}" in error["hint"]
     assert reply.headers["x-should-retry"] == "false"
     assert client.put(session_path(client), {"budget_usd": 0.01}).body["remaining_usd"] == 0.01
