@@ -2,11 +2,9 @@
 
 import sys
 
-import tyro
-
-from seqroute_ray.cli import run
 from seqroute_ray.data.relabel import RelabelConfig
+from seqroute_ray.job import run_job
 from seqroute_ray.stages import relabel
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: relabel(tyro.cli(RelabelConfig))))
+    sys.exit(run_job(RelabelConfig, relabel))

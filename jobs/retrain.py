@@ -2,11 +2,9 @@
 
 import sys
 
-import tyro
-
-from seqroute_ray.cli import run
+from seqroute_ray.job import run_job
 from seqroute_ray.retraining.config import RetrainConfig
 from seqroute_ray.retraining.rounds import retrain
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: retrain(tyro.cli(RetrainConfig))))
+    sys.exit(run_job(RetrainConfig, retrain))

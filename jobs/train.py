@@ -2,11 +2,9 @@
 
 import sys
 
-import tyro
-
-from seqroute_ray.cli import run
+from seqroute_ray.job import run_job
 from seqroute_ray.stages import train
 from seqroute_ray.training.config import TrainConfig
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: train(tyro.cli(TrainConfig))))
+    sys.exit(run_job(TrainConfig, train))

@@ -2,11 +2,9 @@
 
 import sys
 
-import tyro
-
-from seqroute_ray.cli import run
+from seqroute_ray.job import run_job
 from seqroute_ray.stages import tune
 from seqroute_ray.training.config import TuneConfig
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: tune(tyro.cli(TuneConfig))))
+    sys.exit(run_job(TuneConfig, tune))

@@ -112,9 +112,12 @@ def test_a_policy_is_trained_and_evaluated_by_jobs(jobs: Jobs, dataset: Path, se
     policy, report = dataset.parent / "policy", dataset.parent / "report"
     trained = result_of(jobs.submit("train", "--dataset", dataset, "--out", policy, *FEW_STEPS))
     assert PolicyArtefact.load(policy).version == trained["policy_version"]
-    evaluated = result_of(
-        jobs.submit("evaluate", "--policy", policy, "--sessions", sessions["test"], "--out", report, *FEW_DRAWS)
-    )
+    evaluate = ("evaluate", "--policy", policy, "--sessions", sessions["test"], "--out", report, *FEW_DRAWS)
+    evaluated = result_of(jobs.submit(*evaluate))
+    for out, result in ((dataset, None), (policy, trained), (report, evaluated)):
+        kept = json.loads(out.with_name(f"{out.name}.result.json").read_text())["result"]
+        assert result is None or kept == result
+    assert result_of(jobs.submit(*evaluate)) == {**evaluated, "found": True}
     rows = json.loads(Path(evaluated["report_json"]).read_text())["rows"]
     assert len(rows) == evaluated["num_rows"]
     assert "cql" in {row["policy"] for row in rows}

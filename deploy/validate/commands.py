@@ -58,7 +58,7 @@ def wrong_job(root: Path, script: str, args: Sequence[str]) -> str | None:
         return f"{script}: no such file; known: {known}"
     config = _config_of(path)
     if config is None:
-        return f"{script}: its flags cannot be told; it must call tyro.cli on a class that it imports"
+        return f"{script}: its flags cannot be told; it must give run_job or tyro.cli a class that it imports"
     return _wrong_flags(config, script, tuple(args))
 
 
@@ -68,7 +68,7 @@ def _wrong_flags(config: Any, script: str, args: tuple[str, ...]) -> str | None:
 
 
 def _config_of(script: Path) -> Any:
-    """The class whose fields are the flags of a job: what the script gives to tyro.cli."""
+    """The class whose fields are the flags of a job: what the script gives to run_job or tyro.cli."""
     tree = ast.parse(script.read_text())
     imported = {
         alias.asname or alias.name: (node.module, alias.name)
@@ -79,7 +79,7 @@ def _config_of(script: Path) -> Any:
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Call)
-            and ast.unparse(node.func) == "tyro.cli"
+            and ast.unparse(node.func) in ("run_job", "tyro.cli")
             and ast.unparse(node.args[0]) in imported
         ):
             module, name = imported[ast.unparse(node.args[0])]
