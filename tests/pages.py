@@ -57,7 +57,7 @@ def follow(texts: Sequence[str], folder: Path, env: Mapping[str, str] | None = N
     script = folder.with_name("follow.sh")
     script.write_text("set -euo pipefail\n" + "".join(f"echo '{MARK}'\n{text}" for text in texts))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), **(env or {})}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), **(env or {})}  # PYTHONPATH: the copy's code
     said, complained = script.with_suffix(".out"), script.with_suffix(".err")
     with said.open("w") as out, complained.open("w") as err:
         shell = subprocess.Popen(

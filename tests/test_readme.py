@@ -24,10 +24,13 @@ pytestmark = pytest.mark.ray
 MAKE, OWN_LOGS, SERVE = (block.text for block in blocks_of(README))
 SHORT = {
     "seqroute sample ": "--num-sessions 30",
+    "seqroute import ": "--runner local",
+    "seqroute relabel ": "--runner local",
     "seqroute train ": "--cql.num-steps 50",
     "seqroute evaluate ": "--num-replicates 100",
 }
-READY = "curl --silent --retry 100 --retry-delay 1 --retry-connrefused http://127.0.0.1:8000/readyz > ready.json\n"
+WAIT = "--retry 100 --retry-delay 1 --retry-all-errors"  # also while Serve answers that there is no application yet
+READY = f"curl --silent --fail {WAIT} http://127.0.0.1:8000/readyz > ready.json\n"
 PORTS = (8000, 8199)  # of the server and of the stand-in for the providers
 
 
