@@ -2,7 +2,7 @@
 
 Nothing runs here. The blocks of the guide and of README run in test_guide.py and test_readme.py, but for `make`
 (a fresh clone's business: `.ci/run`). Commands on other pages are parsed by the parsers that would run them; those of
-clouds are looked at by `make validate-deploy`.
+clouds are looked at by `make validate-deploy`. Python that reads files is compiled, and what it imports looked up.
 """
 
 import ast
@@ -20,10 +20,12 @@ from deploy.validate.dockerfile import Dockerfile
 from deploy.validate.docs import Docs, check_docs
 from deploy.validate.markdown import Block, blocks, prose
 from deploy.validate.pins import Pins
+from seqroute_ray.cli import COMMANDS
 
 from .pages import ROOT, blocks_of, pages
 
 PAGES = pages()
+OF_TODAY = [page for page in PAGES if page != "docs/STATUS.md"]  # which names what is to come
 ROOTS = (ROOT, ROOT / "seqroute_ray")  # that names of files in pages begin at
 LANGUAGES = {"bash", "json", "python", "text", "yaml"}
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
@@ -174,7 +176,34 @@ def test_every_flag_in_the_text_is_one(page: str) -> None:
     assert [flag for flag in sorted(flags) if not is_flag(flag)] == []
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/STATUS.md"])  # it names what is to come
+@pytest.mark.parametrize(
+    ("flag", "known"),
+    [
+        ("--cql.lr", True),
+        ("--cql", True),
+        ("--no-resume", True),
+        ("--own-questions", True),  # of a benchmark
+        ("--cql.own-questions", False),
+        ("--colour", False),
+    ],
+)
+def test_a_flag_that_is_none_is_told_from_one(flag: str, known: bool) -> None:
+    assert is_flag(flag) == known
+
+
+@pytest.mark.parametrize("page", OF_TODAY)
+def test_every_command_in_the_text_is_one(page: str) -> None:
+    for code in CODE.findall(prose((ROOT / page).read_text())):
+        program, *words = code.removeprefix("PYTHONPATH=. ").split()
+        if program == "seqroute" and words and not words[0].startswith("-"):
+            assert words[0] in COMMANDS, code
+        elif program == "make" and words:
+            assert f"\n{words[0]}:" in (ROOT / "Makefile").read_text(), code
+        elif program == "python" and words and words[0].endswith(".py"):
+            assert (ROOT / words[0]).is_file(), code
+
+
+@pytest.mark.parametrize("page", OF_TODAY)
 def test_every_file_of_the_repository_that_is_named_is_there(page: str) -> None:
     named = set(re.findall(r"`([\w-]+/[\w/.-]+\.(?:md|py|yaml|jinja|parquet))`", prose((ROOT / page).read_text())))
     ours = {name for name in named if any((root / name.partition("/")[0]).is_dir() for root in ROOTS)}

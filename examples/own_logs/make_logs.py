@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from seqroute_ray.core.catalog import Catalog
-from seqroute_ray.core.embedding import load_embedder, unit_rows
+from seqroute_ray.core.embedding import load_embedder
 from seqroute_ray.data.bundled import EMBEDDER, load_outcomes
 from seqroute_ray.data.catalogs import load_catalog
 
@@ -104,10 +104,15 @@ def prompt(kind: int, rng: np.random.Generator) -> str:
 
 
 def like(texts: list[str], part: str, rng: np.random.Generator) -> list[int]:
-    """A recorded question of the part for each text: one of those nearest to it."""
-    outcomes = load_outcomes()
+    """A recorded question of the part for each text: one of those nearest to it.
+
+    In float64, and text by text: in float32 the order of near ones would depend on the processor.
+    """
+    outcomes, embedder = load_outcomes(), load_embedder(EMBEDDER)
     rows = np.flatnonzero(outcomes.part == part)
-    near = load_embedder(EMBEDDER).embed(texts) @ unit_rows(outcomes.embedding[rows].astype(np.float32)).T
+    questions = outcomes.embedding[rows].astype(np.float64)
+    questions /= np.linalg.norm(questions, axis=1, keepdims=True)
+    near = np.concatenate([embedder.embed([text]) for text in texts]).astype(np.float64) @ questions.T
     nearest = np.argsort(-near, axis=1, kind="stable")[:, :NUM_LIKE]
     return [int(rows[candidates[rng.integers(NUM_LIKE)]]) for candidates in nearest]
 
