@@ -27,11 +27,11 @@ from .pages import ROOT, blocks_of, pages
 PAGES = pages()
 OF_TODAY = [page for page in PAGES if page != "docs/STATUS.md"]  # which names what is to come
 ROOTS = (ROOT, ROOT / "seqroute_ray")  # that names of files in pages begin at
-LANGUAGES = {"bash", "json", "python", "text", "yaml"}
+LANGUAGES = {"bash", "json", "log", "python", "text", "yaml"}
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z.-]*[a-z]")
-OTHER_PROGRAMS = ("ray ", "docker ", "tensorboard ", "pip ")  # whose flags may be named
+OTHER_PROGRAMS = ("curl ", "docker ", "pip ", "ray ", "redis-cli ", "tensorboard ")  # whose flags may be named
 # Their own flags: a field of a config that stands in one of these.
 SCRIPTS = ("benchmarks/*.py", "tests/serving/fake_provider.py", "deploy/validate/__main__.py")
 

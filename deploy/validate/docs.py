@@ -20,9 +20,11 @@ OTHERS = {
     "aws",
     "cat",
     "chmod",
+    "cp",
     "curl",
     "docker",
     "export",
+    "grep",
     "head",
     "helm",
     "kill",
@@ -33,6 +35,7 @@ OTHERS = {
     "python",
     "redis-cli",
     "source",
+    "sqlite3",
     "wait",
 }
 
