@@ -24,7 +24,7 @@ TITLE = (
 )
 JOBS = (
     "The jobs of `jobs/` (`relabel`, `train`, `tune`, `evaluate`, `retrain`, `promote`) take the flags of the command "
-    "of that name; `promote` those of `seqroute registry promote`.\n"
+    "of that name (`relabel` and `train` without `--dry-run`); `promote` those of `seqroute registry promote`.\n"
 )
 SETTINGS = (
     ("serving.config", "ServingConfig"),
@@ -62,18 +62,20 @@ class Command(NamedTuple):
 def commands() -> Iterator[Command]:
     """All commands in the order of the command line; those inside others behind them."""
     for name, function in COMMANDS.items():
-        yield from _commands(f"seqroute {name}", _parser(function))
-    yield from _commands("python -m seqroute_ray.serving.replay_upstream", _parser(ReplayConfig))
+        yield from commands_of(f"seqroute {name}", function)
+    yield from commands_of("python -m seqroute_ray.serving.replay_upstream", ReplayConfig)
 
 
-def _parser(function: Callable[..., Any]) -> Any:
-    """An ArgumentParser of tyro's own copy of argparse."""
+def commands_of(name: str, function: Callable[..., Any]) -> Iterator[Command]:
+    """What tyro makes of a function or of a class of settings, and the commands in it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # get_parser is deprecated; tyro is pinned, and offers nothing in its place
-        return tyro.extras.get_parser(function)
+        parser = tyro.extras.get_parser(function)
+    yield from _commands(name, parser)
 
 
 def _commands(name: str, parser: Any) -> Iterator[Command]:
+    """parser: an ArgumentParser of tyro's own copy of argparse."""
     inner = [action for action in parser._actions if isinstance(action.choices, dict)]
     flags = [action for action in parser._actions if action not in inner and "--help" not in action.option_strings]
     yield Command(name, _line(parser.description), tuple(map(_flag, flags)))

@@ -1,10 +1,15 @@
 """docs/reference.md is what the code gives, and says something of everything in it."""
 
+from pathlib import Path
+
 import pytest
 
-from docs.reference import PAGE, SETTINGS, Command, commands, page, shared_flags
+from deploy.validate.commands import config_of
+from docs.reference import PAGE, SETTINGS, Command, commands, commands_of, page, shared_flags
 from docs.reference_library import LIBRARY, PACKAGE, settings
 from seqroute_ray.cli import COMMANDS as NAMES
+
+from .pages import ROOT
 
 COMMANDS = list(commands())
 
@@ -35,6 +40,15 @@ def test_flags_of_several_commands_are_the_same_in_all() -> None:
 def test_every_setting_of_the_server_has_a_help_text(module: str, name: str) -> None:
     _, fields = settings(module, name)
     assert [field.name for field in fields if not field.help] == []
+
+
+@pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda job: job.stem)
+def test_a_job_takes_the_flags_of_its_command(job: Path) -> None:
+    name = "seqroute registry promote" if job.stem == "promote" else f"seqroute {job.stem}"
+    [command] = [command for command in COMMANDS if command.name == name]
+    [of_job] = commands_of(job.name, config_of(job))
+    alone = {"--dry-run"} if job.stem in ("relabel", "train") else set()
+    assert {flag.name for flag in command.flags} - {flag.name for flag in of_job.flags} == alone
 
 
 def test_every_module_of_the_library_is_a_file() -> None:
