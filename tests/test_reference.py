@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.validate.commands import config_of
+from deploy.validate.commands import _config_of as config_of
 from docs.reference import PAGE, SETTINGS, Command, commands, commands_of, page, shared_flags
 from docs.reference_library import LIBRARY, PACKAGE, settings
 from seqroute_ray.cli import COMMANDS as NAMES

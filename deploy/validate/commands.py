@@ -56,7 +56,7 @@ def wrong_job(root: Path, script: str, args: Sequence[str]) -> str | None:
     if not path.is_file():
         known = ", ".join(sorted(f"jobs/{job.name}" for job in (root / "jobs").glob("*.py")))
         return f"{script}: no such file; known: {known}"
-    config = config_of(path)
+    config = _config_of(path)
     if config is None:
         return f"{script}: its flags cannot be told; it must call tyro.cli on a class that it imports"
     return _wrong_flags(config, script, tuple(args))
@@ -67,7 +67,7 @@ def _wrong_flags(config: Any, script: str, args: tuple[str, ...]) -> str | None:
     return _refusal(lambda: tyro.cli(config, prog=script, args=list(args)))
 
 
-def config_of(script: Path) -> Any:
+def _config_of(script: Path) -> Any:
     """The class whose fields are the flags of a job: what the script gives to tyro.cli."""
     tree = ast.parse(script.read_text())
     imported = {
