@@ -1,4 +1,4 @@
-# make quickstart | test | lint | validate-deploy | audit | bench: each makes .venv first, with the pinned versions of constraints.txt.
+# make install | quickstart | test | lint | validate-deploy | audit | bench: each makes .venv first, with the pinned versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
-.PHONY: quickstart test lint validate-deploy audit bench bench-quality clean
+.PHONY: install quickstart test lint validate-deploy audit bench bench-quality clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e ".[dev]"
 	touch $@
+
+install: $(VENV)/.installed
 
 quickstart: $(VENV)/.installed
 	$(BIN)/seqroute quickstart --out runs/quickstart

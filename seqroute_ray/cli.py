@@ -34,7 +34,12 @@ Flat = tyro.conf.arg(name="")  # the config's fields are the command's flags, wi
 
 
 def sample(config: Annotated[SampleConfig, Flat], out: Path) -> Result:
-    """Write session logs sampled from the bundled outcomes."""
+    """Write session logs sampled from the bundled outcomes.
+
+    Args:
+        config: what to sample.
+        out: Parquet file in the log schema.
+    """
     from seqroute_ray.data.sample import write_sample
 
     return {"num_sessions": config.num_sessions, "num_rows": write_sample(config, out), "out": out}

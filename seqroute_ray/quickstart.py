@@ -51,11 +51,11 @@ class QuickstartConfig:
 
     out: Path = Path("runs/quickstart")  # made anew
     preset: Literal["recommended", "paper"] = "recommended"  # paper: its setting on real outcomes, see docs/paper.md
-    models: tuple[str, ...] = DEFAULT_POOL
+    models: tuple[str, ...] = DEFAULT_POOL  # any subset of the bundled models
     num_test_sessions: int = 2_000  # and as many of the tune part, to calibrate
     num_steps: int = 4_000  # gradient steps of CQL; behaviour cloning takes a quarter of them
     max_bankruptcy: float = 0.03  # share of sessions: what the policy is calibrated to keep, where the pool can
-    seed: int = 0
+    seed: int = 0  # of every stage
 
     def __post_init__(self) -> None:
         if self.num_test_sessions < 100:

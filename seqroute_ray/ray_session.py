@@ -25,7 +25,8 @@ def ray_session() -> Iterator[bool]:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
         num_cpus = max(LOCAL_LOGICAL_CPUS, os.cpu_count() or 1)
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        ray.init("local", num_cpus=num_cpus, **quiet)  # without "local" it joins what `ray start` left here
     for library in ("data", "rllib", "tune", "serve"):  # their notes on start-up concern Ray's developers
         logging.getLogger(f"ray.{library}").setLevel(logging.ERROR)
     try:

@@ -98,7 +98,7 @@ class Canary:
     """Let a version decide for a share of the sessions, always the same ones."""
 
     registry: str  # folder or URI
-    version: str
+    version: str  # NUMBER-HASH, as `list` shows it
     share: float  # of the sessions, in (0, 1)
     why: str = ""  # stands beside the pointers
 

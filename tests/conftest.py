@@ -38,6 +38,6 @@ def ray_cluster(s3_bucket: str) -> Iterator[str]:  # noqa: ARG001 - workers inhe
     """The address of a local Ray with 4 logical CPUs: with the machine's 2, actors that wait for each other starve."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

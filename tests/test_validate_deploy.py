@@ -68,6 +68,15 @@ def test_commands_are_parsed_by_their_own_parsers(command: str, message: str | N
     assert refused is None if message is None else message in str(refused)
 
 
+def test_redirections_and_the_background_are_no_words_of_a_command() -> None:
+    line = "NAME=1 seqroute serve --config a.yaml 2> b.log < c > d 2>&1 & curl -s http://x | head -n 1"
+    assert simple_commands(line) == [
+        ["seqroute", "serve", "--config", "a.yaml"],
+        ["curl", "-s", "http://x"],
+        ["head", "-n", "1"],
+    ]
+
+
 def test_the_settings_of_production_load_and_let_nobody_in() -> None:
     config = load_config(ROOT / "serve_configs/production_upstreams.yaml")
     assert config.policy.artefact is not None

@@ -155,8 +155,10 @@ def simple_commands(line: str) -> list[list[str]]:
     for word in lexer:
         if set(word) <= set(";&|"):
             commands.append([])
-        elif set(word) <= set("<>"):
+        elif set(word) <= set("<>&"):
             redirected = True
+            if commands[-1][-1:] in (["1"], ["2"]):  # of `2>`
+                commands[-1].pop()
         elif redirected:
             redirected = False
         elif commands[-1] or not re.match(r"[A-Z_]+=", word):

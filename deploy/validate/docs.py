@@ -1,7 +1,7 @@
-"""docs/cluster.md: every command in it could run, and what it makes."""
+"""A page of the docs: every command in it could run, and what it makes."""
 
+import importlib.util
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -9,37 +9,47 @@ from pathlib import Path
 
 from deploy.validate.commands import simple_commands, wrong_command
 from deploy.validate.dockerfile import FILE as DOCKERFILE
+from deploy.validate.markdown import blocks, shell_lines
 from deploy.validate.pins import Pins
 from deploy.validate.problems import Problem, Problems, near, read_text
 
-FILE = "docs/cluster.md"
+CLUSTER_PAGE = "docs/cluster.md"
+IN_REPOSITORY = re.compile(r"(benchmarks|deploy|examples|jobs|serve_configs)/[^*\[]+$")
 # Programs whose flags are not checked.
 OTHERS = {
     "aws",
     "cat",
     "chmod",
+    "cp",
     "curl",
+    "docker",
     "export",
+    "grep",
+    "head",
     "helm",
+    "kill",
     "kubectl",
+    "make",
     "mkdir",
     "pip",
     "python",
     "redis-cli",
-    "docker",
-    "make",
+    "source",
+    "sqlite3",
+    "wait",
 }
 
 
 @dataclass(frozen=True)
 class Docs:
-    """The page."""
+    """A page."""
 
     root: Path
+    file: str = CLUSTER_PAGE
 
     @cached_property
     def text(self) -> str:
-        return read_text(self.root, FILE)
+        return read_text(self.root, self.file)
 
     def names(self, word: str) -> bool:
         return re.search(rf"\b{re.escape(word)}\b", self.text) is not None
@@ -47,20 +57,8 @@ class Docs:
     @cached_property
     def commands(self) -> list[tuple[int, list[str]]]:
         """The words of each command in its shell blocks, with the number of its line."""
-        return [(number, words) for number, line in self._lines() for words in simple_commands(line)]
-
-    def _lines(self) -> Iterator[tuple[int, str]]:
-        """Lines of shell blocks, joined where one ends in a backslash, without comments."""
-        inside, joined, start = False, "", 0
-        for number, line in enumerate(self.text.splitlines(), 1):
-            if line.startswith("```"):
-                inside = line.strip() == "```bash"
-            elif inside:
-                start = start if joined else number
-                joined += re.sub(r"(^|\s)#.*$", "", line).removesuffix("\\")
-                if not line.endswith("\\"):
-                    yield start, joined
-                    joined = ""
+        lines = [line for block in blocks(self.text) if block.language == "bash" for line in shell_lines(block)]
+        return [(number, words) for number, line in lines for words in simple_commands(line)]
 
     @cached_property
     def made(self) -> set[tuple[str, str]]:
@@ -78,22 +76,40 @@ def check_docs(root: Path, pins: Pins, docs: Docs) -> Problems:
     """Raises BrokenFileError."""
     for number, words in docs.commands:
         if wrong := _wrong(root, pins, words):
-            yield Problem(FILE, f"line {number}", f"{wrong}; correct the command")
+            yield Problem(docs.file, f"line {number}", f"{wrong}; correct the command")
 
 
 def _wrong(root: Path, pins: Pins, words: list[str]) -> str | None:
     program = words[0]
-    if program in ("ray", "serve", "seqroute"):
+    if missing := next((word for word in words if IN_REPOSITORY.match(word) and not (root / word).exists()), None):
+        return f"{missing}: no such file in the repository"
+    if program in ("ray", "serve", "seqroute") or (program == "python" and words[1].startswith("jobs/")):
         return wrong_command(root, words)
     if program not in OTHERS:
-        return f"{program}: no program that the page may use; {near(program, OTHERS)}"
+        return f"{program}: no program that a page may use; {near(program, OTHERS)}"
+    if program == "python" and words[1] == "-m" and not _is_module(words[2]):
+        return f"{words[2]}: no such module"
     if program == "make":
-        targets = set(re.findall(r"^([a-z-]+):", read_text(root, "Makefile"), re.MULTILINE))
-        return next(
-            (f"make {t}: no target of Makefile; {near(t, targets)}" for t in words[1:] if t not in targets), None
-        )
+        return _wrong_make(root, words[1:])
     if words[:2] == ["docker", "build"]:
         return _wrong_build(pins, words)
+    return _missing_file(root, words)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a package in its name
+        return False
+
+
+def _wrong_make(root: Path, words: list[str]) -> str | None:
+    targets = set(re.findall(r"^([a-z-]+):", read_text(root, "Makefile"), re.MULTILINE))
+    asked = [word for word in words if "=" not in word]
+    return next((f"make {t}: no target of Makefile; {near(t, targets)}" for t in asked if t not in targets), None)
+
+
+def _missing_file(root: Path, words: list[str]) -> str | None:
     for flag, file in pairwise(words):
         path = file.rpartition("=")[2]
         path = path.removeprefix("file://")

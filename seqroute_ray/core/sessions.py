@@ -249,6 +249,7 @@ def from_table(table: pa.Table, name: str = "table") -> Sessions:
 
 
 def write_sessions(sessions: Sessions, path: Path) -> None:
+    """A session file of format FORMAT_VERSION."""
     write_parts([sessions], path)
 
 

@@ -29,7 +29,7 @@ class RemoveModelConfig:
     """A model that leaves a trained policy's pool. Each field is a flag of `seqroute remove-model`."""
 
     policy: Path  # artefact folder; stays as it is
-    model: str
+    model: str  # its name in the policy
     out: Path  # folder of the new artefact
 
     def __post_init__(self) -> None:

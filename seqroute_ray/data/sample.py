@@ -29,18 +29,18 @@ EPSILON_PREFIX = "epsilon-"
 class SampleConfig:
     """Sessions composed from the questions of one part. Each field is a flag of `seqroute sample`."""
 
-    num_sessions: int = 10_000
+    num_sessions: int = 10_000  # of which every turn is a bundled question
     models: tuple[str, ...] = DEFAULT_POOL  # any subset of the bundled models; the order is the action index
     part: Part = "fit"  # a question belongs to one part only
-    min_turns: int = 4
-    max_turns: int = 12  # lengths are uniform between the two
+    min_turns: int = 4  # of a session
+    max_turns: int = 12  # of a session; lengths are uniform between the two
     focused_share: float = 0.5  # sessions that stay on one source; the others mix
     composed: bool = False  # the bundled sessions with the lengths of a real chat trace instead, at most num_sessions
     behaviour: str = "uniform"  # uniform, MODEL, or epsilon-MODEL
     epsilon: float = 0.2  # share of uniform turns of behaviour epsilon-MODEL
     catalog: Path | None = None  # JSON or YAML list of models with other prices; None is the bundled catalog
     with_outcomes: bool = False  # log every model's outcome of each turn, not only the acting one's
-    seed: int = 0
+    seed: int = 0  # of questions, lengths and models
 
     def __post_init__(self) -> None:
         if self.num_sessions < 1:

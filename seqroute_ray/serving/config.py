@@ -46,8 +46,8 @@ class UpstreamConfig(BaseModel):
     api_key_env: str | None = None  # environment variable that holds the key; the key itself never stands in a file
     upstream_model: str = ""  # name that the provider knows; empty: the catalog's
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # the one this provider obeys
-    usd_per_m_input: float = _Finite
-    usd_per_m_output: float = _Finite
+    usd_per_m_input: float = _Finite  # USD per million prompt tokens
+    usd_per_m_output: float = _Finite  # USD per million completion tokens
     usd_per_m_cached_input: _OptionalPrice = None  # of prompt tokens read from the provider's cache; null: the input's
     # Of reasoning tokens that this provider counts beside completion_tokens; null: it counts them within, as OpenAI.
     usd_per_m_reasoning: _OptionalPrice = None
@@ -66,7 +66,7 @@ class ShareSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     artefact: str  # folder or URI
-    share: float = _Share
+    share: float = _Share  # of the sessions, in (0, 1]
 
 
 class PolicySettings(BaseModel):
@@ -114,19 +114,19 @@ class ServingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    policy: PolicySettings
+    policy: PolicySettings  # what decides
     ledger: str  # path of an SQLite file on a local disk (one node), or redis://HOST:PORT/DB (many nodes)
     redis_password_env: str | None = None  # environment variable that holds Redis' password
     keys: Keys = ()  # API keys, hashed; none: anybody who reaches the port, which must be loopback
     default_budget_usd: float | None = Field(default=None, ge=1e-9, le=1e6)  # of a new session; null: header required
     default_lambda_per_usd: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # quality per USD
     default_max_tokens: int = Field(default=1024, ge=1)  # of a request that names none
-    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
-    max_header_bytes: int = Field(default=32 * 1024, ge=1024)
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)  # of a request; more is 413
+    max_header_bytes: int = Field(default=32 * 1024, ge=1024)  # of a request; more is 431
     idempotency_wait_s: float = Field(default=0.0, ge=0, le=3600)  # for a running request of the same key; then 409
     retries: int = Field(default=1, ge=0, le=10)  # of one model, before the next one that fits is asked
-    breaker: BreakerConfig = BreakerConfig()
-    reaper: ReaperConfig = ReaperConfig()
+    breaker: BreakerConfig = BreakerConfig()  # when a model is left alone, see docs/upstreams.md
+    reaper: ReaperConfig = ReaperConfig()  # when orphans are charged, and old answers dropped
     upstream_timeout_s: float = Field(default=120.0, gt=0, le=3600)  # of one whole provider call
     # Of a reservation above the longest call, so that no running attempt is taken for an orphan: clocks of nodes
     # differ, and a ledger may be away for seconds. The money of a killed replica's calls is held so long.
@@ -141,7 +141,7 @@ class ServingConfig(BaseModel):
     # Of a stream that breaks off, charged beside what was seen: a provider generates, and bills, on until it notices;
     # a fast one makes 400 tokens a second. For providers that go on to the end: the most that an answer may have.
     unseen_stream_tokens: int = Field(default=256, ge=0)
-    upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1)
+    upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1)  # one a model
 
     @property
     def upstream_timeouts(self) -> UpstreamTimeouts:

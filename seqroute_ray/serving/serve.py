@@ -32,7 +32,7 @@ class ServeConfig:
 
     config: Path  # the ServingConfig YAML
     host: str = "127.0.0.1"  # another one opens it to the network, which needs API keys
-    port: int = 8000
+    port: int = 8000  # of the API
     server: Literal["ray", "uvicorn"] = "ray"  # Ray Serve, which scales out; or this process alone, without Ray
     replay_upstream: bool = False  # also run the stand-in for the providers, where the YAML's base_url points to
 

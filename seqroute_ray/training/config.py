@@ -31,7 +31,7 @@ class CqlConfig:
     num_learners: int = 0  # remote learners; 0 trains in this process
     num_gpus_per_learner: float = 0  # GPUs of each learner; with 0 learners, of this process
     memory_mb: float = 1024.0  # of transitions, and of turns, kept in memory; what is beyond is read as it is needed
-    seed: int = 0
+    seed: int = 0  # of weights, of the order of the rows and of noise
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.gamma <= 1.0:
@@ -102,13 +102,13 @@ class TuneConfig:
     out: Path  # folder: best.json for `seqroute train --config`, results.parquet, report.html, the trials
     cql: CqlConfig = field(default_factory=CqlConfig)  # what is not searched
     search: tuple[str, ...] = ()  # settings to search, of search_space.SEARCH_SPACE; () is all of them
-    num_trials: int = 16
+    num_trials: int = 16  # settings that are tried
     searcher: Searcher = "random"  # optuna: its tree-structured Parzen estimator; needs the extra `optuna`
     max_concurrent: int | None = None  # trials at a time, a CPU each; None: as many as the cluster has room for
     judge_every: int = 500  # gradient steps between looks at the tune part
     grace_steps: int = 1000  # gradient steps that every trial gets
     reduction_factor: int = 3  # of the trials that come as far, one in so many goes on (ASHA)
-    seed: int = 0
+    seed: int = 0  # of the settings that are drawn
     resume: bool = True  # go on with an unfinished search of the same settings in `out`
 
     def __post_init__(self) -> None:
