@@ -39,7 +39,11 @@ class ArtefactError(SeqRouteError):
 
 
 class BudgetExhaustedError(SeqRouteError):
-    """The money left cannot pay for the request."""
+    """The money left cannot pay for the request; amount_nusd: the least that would have been needed."""
+
+    def __init__(self, message: str, amount_nusd: int = 0) -> None:
+        super().__init__(message)
+        self.amount_nusd = amount_nusd
 
 
 class NoModelError(SeqRouteError):

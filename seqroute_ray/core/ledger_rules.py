@@ -111,7 +111,8 @@ def exhausted(account: Account, amount_nusd: int) -> BudgetExhaustedError:
     return BudgetExhaustedError(
         f"session {account.session_id!r} cannot reserve ${amount_nusd / 1e9:.9f}: "
         f"budget ${account.budget_nusd / 1e9:.9f}, spent ${account.spent_nusd / 1e9:.9f}, "
-        f"reserved ${account.reserved_nusd / 1e9:.9f}, remaining ${account.remaining_nusd / 1e9:.9f}"
+        f"reserved ${account.reserved_nusd / 1e9:.9f}, remaining ${account.remaining_nusd / 1e9:.9f}",
+        amount_nusd,
     )
 
 

@@ -17,6 +17,7 @@ from seqroute_ray.ray_session import ray_session
 from seqroute_ray.serving.config import ServingConfig, load_config
 from seqroute_ray.serving.exposure import check_exposure
 from seqroute_ray.serving.haproxy import check_hard_stop
+from seqroute_ray.serving.ledgers.factory import check_ledger
 from seqroute_ray.serving.loading import load_policies
 
 APP_NAME = "seqroute"
@@ -42,7 +43,7 @@ class ServeConfig:
 
 
 def serve_forever(config: ServeConfig) -> None:
-    """Serve until interrupted. Raises ConfigError or ArtefactError before anything starts."""
+    """Serve until interrupted. Raises ConfigError, ArtefactError or LedgerUnavailable before anything starts."""
     if config.server == "uvicorn":
         _serve_alone(config)
         return
@@ -64,6 +65,7 @@ def _serve_alone(config: ServeConfig) -> None:
 
     serving = load_config(config.config)
     check_exposure(serving, config.host)
+    check_ledger(serving.ledger, serving.redis_password_env)
     with _replay(config, serving):
         app = make_api(serving)
         logger.info("serving base_url=http://%s:%d/v1 stop=ctrl-c", config.host, config.port)
@@ -83,13 +85,14 @@ def _serve_alone(config: ServeConfig) -> None:
 def running_server(config: ServeConfig) -> Iterator[str]:
     """The server while the block runs; yields `http://host:port` once /healthz answers.
 
-    Joins a Ray that runs in this process, else starts one and stops it in the end. Raises ConfigError or
-    ArtefactError before Ray starts.
+    Joins a Ray that runs in this process, else starts one and stops it in the end. Raises ConfigError, ArtefactError
+    or LedgerUnavailable before Ray starts.
     """
     serving = load_config(config.config)
     check_exposure(serving, config.host)
     check_hard_stop(serving)
     load_policies(serving, serving.policy)
+    check_ledger(serving.ledger, serving.redis_password_env)
     with _replay(config, serving), ray_session() as started_here, ExitStack() as stack:
         from ray import serve  # loaded after the checks: it takes seconds
 

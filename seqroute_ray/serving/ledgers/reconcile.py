@@ -36,7 +36,10 @@ async def reconcile(ledger: Ledger, bill_nusd: Mapping[str, int], apply: bool) -
         verdict = _verdict(attempt, cost_nusd)
         counts[verdict] += 1
         if verdict != "equal":
-            logger.info("event=bill_%s attempt=%s bill_usd=%.9f", verdict, attempt_id, cost_nusd / 1e9)
+            booked_usd = "none" if attempt is None else f"{attempt.cost_nusd / 1e9:.9f}"
+            logger.info(
+                "event=bill_%s attempt=%s bill_usd=%.9f booked_usd=%s", verdict, attempt_id, cost_nusd / 1e9, booked_usd
+            )
         if attempt is None:
             continue
         booked_nusd += attempt.cost_nusd
