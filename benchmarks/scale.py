@@ -34,18 +34,18 @@ class Figures:
     decision_ms: float = measured(0.38, "of that encoding, estimates and policy, ms", "serve.py")
     replica_mib: float = measured(307, "memory of a replica on Serve, MiB", "soak.py")
     redis_us: float = measured(
-        170, "CPU of Redis a turn: read, reserve, settle; many connections, us", "ledger_shard.py"
+        230, "CPU of Redis a turn: read, reserve, settle; many connections, us", "ledger_shard.py"
     )
-    month_us: float = measured(136, "the same without a turn's record: a key's month, us", "ledger_shard.py")
-    redis_session_bytes: float = measured(600, "Redis' memory a session without turns, bytes", "ledger_shard.py")
-    redis_turn_bytes: float = measured(4_000, "Redis' memory a turn, bytes", "ledger_shard.py")
-    redis_file_bytes: float = measured(6_000, "append-only file a turn, bytes", "ledger_shard.py")
-    redis_load_s: float = measured(20, "restart of Redis a million turns, s", "ledger_shard.py")
-    month_read_us: float = measured(0.5, "Redis blocked by a look at a month, us an attempt", "ledger_shard.py")
-    sqlite_turns_per_s: float = measured(2_000, "turns a second on one SQLite file", "ledger_shard.py")
-    sqlite_turn_bytes: float = measured(4_000, "SQLite's file a turn, bytes", "ledger_shard.py")
-    export_per_s: float = measured(3_000, "turns a second exported from Redis by one process", "ledger_shard.py")
-    import_per_cpu_s: float = measured(10_000, "turns of the ledger's export imported a CPU second", "ledger_shard.py")
+    month_us: float = measured(115, "the same for a key's month, which has no turns, us", "ledger_shard.py")
+    redis_session_bytes: float = measured(580, "Redis' memory a session without turns, bytes", "ledger_shard.py")
+    redis_turn_bytes: float = measured(3_270, "Redis' memory a turn, bytes", "ledger_shard.py")
+    redis_file_bytes: float = measured(4_377, "append-only file a turn, bytes", "ledger_shard.py")
+    redis_load_s: float = measured(35, "restart of Redis, CPU a million turns, s", "ledger_shard.py")
+    month_read_us: float = measured(1.3, "Redis held up by an audit of a month, us an attempt", "ledger_shard.py")
+    sqlite_turns_per_s: float = measured(1_000, "turns a second on one SQLite file", "ledger_shard.py")
+    sqlite_turn_bytes: float = measured(2_673, "SQLite's file a turn, bytes", "ledger_shard.py")
+    export_per_s: float = measured(7_000, "turns exported from Redis a CPU second of one process", "ledger_shard.py")
+    import_per_cpu_s: float = measured(26_000, "turns of the ledger's export imported a CPU second", "ledger_shard.py")
     text_import_per_cpu_s: float = measured(2_365, "turns with texts imported a CPU second", "import_logs.py")
     import_on_ray: float = measured(1.35, "CPU of an import on Ray over one process", "import_logs.py")
     relabel_us: float = measured(13.9, "CPU of relabeling a turn, 34 transitions each, us", "relabel.py")
@@ -54,7 +54,7 @@ class Figures:
     transition_bytes: float = measured(5.6, "a transition on disk, bytes", "relabel.py")
     row_bytes: float = measured(34, "a transition in the learner's row file, bytes", "docs/training.md")
     transitions_per_s: float = measured(104_880, "transitions a second through training, one core", "train.py")
-    hottest_shard: float = measured(1.1, "load of the hottest of 64 shards over the mean", "sharding.py")
+    hottest_shard: float = measured(1.28, "load of the hottest of 64 shards over the mean, simulated", "sharding.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,6 @@ class Assumptions:
     embedding_bytes: int = 512  # 256 numbers, float16
     default_draws: int = 4_000 * 1_024  # transitions that the default training draws: steps x batch
     reaper_interval_s: float = 5.0
-    max_ongoing: int = 1_000  # requests of a replica: serve_configs/production.yaml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,12 +185,12 @@ class Model:
 
     # what bounds a single thing
 
+    def one_redis_requests_per_s(self) -> float:
+        return self.given.redis_busy / (self.figures.redis_us / 1e6)
+
     def month_requests_per_s(self) -> float:
         """Of one API key with a monthly budget: its account is on one shard, which does nothing else."""
         return self.given.redis_busy / (self.figures.month_us / 1e6)
-
-    def session_turns_per_s(self) -> float:
-        return self.given.redis_busy / (self.figures.redis_us / 1e6)
 
 
 ROWS: tuple[tuple[str, str, Callable[[Model], float]], ...] = (
@@ -208,7 +207,7 @@ ROWS: tuple[tuple[str, str, Callable[[Model], float]], ...] = (
     ("append-only file of a shard, MB/s", "{:,.1f}", Model.file_mb_per_s_per_shard),
     ("Redis' memory for live sessions alone, GiB", "{:,.1f}", Model.live_gib),
     ("Redis' memory that a day adds, TiB", "{:,.2f}", Model.ledger_tib_a_day),
-    ("hours until shards of 64 GiB are full", "{:,.0f}", Model.hours_until_64_gib_a_shard),
+    ("hours until shards of 64 GiB are full", "{:,.1f}", Model.hours_until_64_gib_a_shard),
 )
 RETRAINING_ROWS: tuple[tuple[str, str, Callable[[Model], float]], ...] = (
     ("logged turns", "{:,.0f}", lambda m: m.demand.logged_turns),
@@ -261,7 +260,7 @@ def main(settings: Settings) -> None:
             {
                 "capacity": {name: of(largest) for name, _, of in (*ROWS, *RETRAINING_ROWS)},
                 "month_requests_per_s": largest.month_requests_per_s(),
-                "session_turns_per_s": largest.session_turns_per_s(),
+                "one_redis_requests_per_s": largest.one_redis_requests_per_s(),
                 "figures": asdict(largest.figures),
                 "assumptions": asdict(largest.given),
             }

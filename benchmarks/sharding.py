@@ -30,8 +30,8 @@ MAX_SESSION_PER_S = 50  # no session has more turns a second, parallel ones incl
 NUM_KEYS = 1_000  # API keys; their shares of the requests are Zipf's with exponent 1
 T_975 = {4: 2.776, 9: 2.262, 19: 2.093}  # Student's t by degrees of freedom
 # CPU of Redis a command, us: benchmarks/ledger_shard.py, redis_many. A turn is one of each.
-OPERATIONS_US = {"account": 20.0, "reserve": 60.0, "settle": 90.0}
-MONTH_SHARE = 0.8  # what the month's read, reservation and settlement cost, over those of the session
+OPERATIONS_US = {"account": 15.0, "reserve": 75.0, "settle": 140.0}
+MONTH_SHARE = 0.5  # what the month's read, reservation and settlement cost, over those of the session
 SYNCS_MS = (0.15, 1.0)  # this machine's disk; a network disk, assumed
 UTILISATIONS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 MEAN_BURST = 8  # commands that come together where traffic is bursty: geometric
