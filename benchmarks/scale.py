@@ -54,7 +54,7 @@ class Figures:
     transition_bytes: float = measured(5.6, "a transition on disk, bytes", "relabel.py")
     row_bytes: float = measured(34, "a transition in the learner's row file, bytes", "docs/training.md")
     transitions_per_s: float = measured(104_880, "transitions a second through training, one core", "train.py")
-    hottest_shard: float = measured(1.28, "load of the hottest of 64 shards over the mean, simulated", "sharding.py")
+    hottest_shard: float = measured(1.22, "load of the hottest of 64 shards over the mean, simulated", "sharding.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,8 +100,16 @@ def rates_of(rng: Rng, num: int, kind: str) -> Floats:
         weights = rng.permutation(np.arange(1, num + 1, dtype=np.float64) ** -float(kind.split()[1]))
     shares: Floats = weights / weights.sum()
     if kind.endswith("capped"):
-        shares = np.minimum(shares, MAX_SESSION_PER_S / REQUESTS_PER_S)
-        shares /= shares.sum()
+        shares = capped(shares, MAX_SESSION_PER_S / REQUESTS_PER_S)
+    return shares
+
+
+def capped(shares: Floats, most: float) -> Floats:
+    """What is above `most` goes to the others in proportion; sums to 1 still."""
+    full = shares >= most
+    while (shares[full] > most).any():
+        shares = np.where(full, most, shares * (1 - most * full.sum()) / shares[~full].sum())
+        full = shares >= most
     return shares
 
 

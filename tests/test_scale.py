@@ -44,6 +44,12 @@ def test_slots_are_those_of_redis_cluster(sharding: Any) -> None:
     assert sharding.slots_of(names).tolist() == [0x31C3 % 16384]  # the check value of CRC16/XMODEM
 
 
+def test_no_session_asks_more_than_the_limit_and_all_is_asked(sharding: Any, rng: np.random.Generator) -> None:
+    shares = sharding.rates_of(rng, NUM, "zipf 1.0 capped")
+    assert shares.max() == pytest.approx(sharding.MAX_SESSION_PER_S / sharding.REQUESTS_PER_S)
+    assert shares.sum() == pytest.approx(1)
+
+
 def test_commands_that_wait_share_one_sync(sharding: Any) -> None:
     latencies = sharding.latencies(np.array([0.0, 0.5, 1.0]), np.ones(3), 1.0)
     assert latencies.tolist() == [2.0, 4.5, 4.0]  # one alone until 2, then two until 2 + 2 + 1

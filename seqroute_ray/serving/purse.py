@@ -70,7 +70,7 @@ class Purse:
         if self._month is None:
             return
         try:
-            await self._ledger.reserve(self._month.account_id, _in_month(attempt_id), model, amount_nusd, self._lease_s)
+            await self._ledger.reserve(self._month.account_id, in_month(attempt_id), model, amount_nusd, self._lease_s)
         except BudgetExhaustedError:
             self.account = await self._ledger.release(self.session_id, attempt_id)
             raise
@@ -84,7 +84,7 @@ class Purse:
     ) -> Account:
         """Charge the attempt, with the turn it answered and the answer to keep, if any."""
         if self._month is not None:
-            await self._ledger.settle(self._month.account_id, _in_month(attempt_id), cost_nusd)
+            await self._ledger.settle(self._month.account_id, in_month(attempt_id), cost_nusd)
         self.account = await self._ledger.settle(self.session_id, attempt_id, cost_nusd, turn=turn, answer=answer)
         return self.account
 
@@ -101,11 +101,12 @@ class Purse:
 
     async def _release_month(self, attempt_id: str) -> None:
         if self._month is not None:
-            await self._ledger.release(self._month.account_id, _in_month(attempt_id))
+            await self._ledger.release(self._month.account_id, in_month(attempt_id))
 
     async def _release_session(self, attempt_id: str) -> None:
         self.account = await self._ledger.release(self.session_id, attempt_id)
 
 
-def _in_month(attempt_id: str) -> str:
+def in_month(attempt_id: str) -> str:
+    """Id of the month's attempt that repeats a session's."""
     return f"{attempt_id}.month"

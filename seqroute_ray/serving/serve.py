@@ -17,7 +17,6 @@ from seqroute_ray.ray_session import ray_session
 from seqroute_ray.serving.config import ServingConfig, load_config
 from seqroute_ray.serving.exposure import check_exposure
 from seqroute_ray.serving.haproxy import check_hard_stop
-from seqroute_ray.serving.ledgers.factory import check_ledger
 from seqroute_ray.serving.loading import load_policies
 
 APP_NAME = "seqroute"
@@ -65,7 +64,7 @@ def _serve_alone(config: ServeConfig) -> None:
 
     serving = load_config(config.config)
     check_exposure(serving, config.host)
-    check_ledger(serving.ledger, serving.redis_password_env)
+    _check_ledger(serving)
     with _replay(config, serving):
         app = make_api(serving)
         logger.info("serving base_url=http://%s:%d/v1 stop=ctrl-c", config.host, config.port)
@@ -92,7 +91,7 @@ def running_server(config: ServeConfig) -> Iterator[str]:
     check_exposure(serving, config.host)
     check_hard_stop(serving)
     load_policies(serving, serving.policy)
-    check_ledger(serving.ledger, serving.redis_password_env)
+    _check_ledger(serving)
     with _replay(config, serving), ray_session() as started_here, ExitStack() as stack:
         from ray import serve  # loaded after the checks: it takes seconds
 
@@ -105,6 +104,12 @@ def running_server(config: ServeConfig) -> Iterator[str]:
         base_url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"  # nosec B104  # noqa: S104
         _wait_until_ready(base_url)
         yield base_url
+
+
+def _check_ledger(serving: ServingConfig) -> None:
+    from seqroute_ray.serving.ledgers.factory import check_ledger  # with its store, which `seqroute --help` can spare
+
+    check_ledger(serving.ledger, serving.redis_password_env)
 
 
 def _replay(config: ServeConfig, serving: ServingConfig) -> AbstractContextManager[str]:

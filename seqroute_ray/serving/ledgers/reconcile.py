@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from seqroute_ray.core.errors import LedgerError
 from seqroute_ray.core.ledger import Attempt, AttemptState, Ledger
+from seqroute_ray.serving.purse import in_month
 
 _CHARGED = (AttemptState.SETTLED, AttemptState.EXPIRED)
 
@@ -44,7 +45,7 @@ async def reconcile(ledger: Ledger, bill_nusd: Mapping[str, int], apply: bool) -
             continue
         booked_nusd += attempt.cost_nusd
         if apply and verdict == "different":
-            await ledger.correct(attempt.session_id, attempt_id, cost_nusd)
+            await _correct(ledger, attempt, cost_nusd)
             counts["corrected"] += 1
     return ReconcileReport(
         num_attempts=len(bill_nusd),
@@ -52,6 +53,13 @@ async def reconcile(ledger: Ledger, bill_nusd: Mapping[str, int], apply: bool) -
         booked_usd=booked_nusd / 1e9,
         **{f"num_{name}": count for name, count in counts.items()},
     )
+
+
+async def _correct(ledger: Ledger, attempt: Attempt, cost_nusd: int) -> None:
+    """In the month of its API key first, where it has one: a run that is cut off in between finds both again."""
+    for each in (await _find(ledger, in_month(attempt.attempt_id)), attempt):
+        if each is not None and each.state in _CHARGED:
+            await ledger.correct(each.session_id, each.attempt_id, cost_nusd)
 
 
 async def _find(ledger: Ledger, attempt_id: str) -> Attempt | None:

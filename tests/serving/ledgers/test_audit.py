@@ -110,6 +110,17 @@ async def test_a_bill_is_compared_and_booked_only_when_asked(place: str, caplog:
         assert (await audit(ledger)).num_wrong_sessions == 0
 
 
+async def test_a_correction_reaches_the_month_of_the_api_key_too(place: str) -> None:
+    async with session_of(place, 10**6) as ledger:
+        await ledger.open("month/2026-11/team", 10**6)
+        for account, attempt_id in (("month/2026-11/team", "a.month"), ("s", "a")):
+            await ledger.reserve(account, attempt_id, "m", 1000, LEASE_S)
+            await ledger.settle(account, attempt_id, 500)
+        assert (await reconcile(ledger, {"a": 800}, True)).num_corrected == 1
+        assert [(await ledger.account(name)).spent_nusd for name in ("s", "month/2026-11/team")] == [800, 800]
+        assert (await audit(ledger)).num_wrong_sessions == 0
+
+
 def test_bills_of_all_formats_are_read_exactly(tmp_path: Path) -> None:
     rows = [("a", "0.1"), ("b", "0.000000001"), ("a", "0.2")]
     (tmp_path / "bill.csv").write_text("cost_usd,attempt_id\n" + "".join(f"{cost},{name}\n" for name, cost in rows))
