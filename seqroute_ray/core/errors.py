@@ -39,7 +39,7 @@ class ArtefactError(SeqRouteError):
 
 
 class BudgetExhaustedError(SeqRouteError):
-    """The money left cannot pay for the request; amount_nusd: the least that would have been needed."""
+    """The money left cannot pay for the request; amount_nusd: what it would have had to pay."""
 
     def __init__(self, message: str, amount_nusd: int = 0) -> None:
         super().__init__(message)

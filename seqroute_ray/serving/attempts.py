@@ -73,7 +73,7 @@ class Attempts:
         try:
             return self.choose(ask, chosen.router, embedding, purse.account, limit_nusd, excluded, explore=explore)
         except BudgetExhaustedError as error:
-            raise budget_exhausted(error, purse, limit_nusd, self._metrics) from error
+            raise budget_exhausted(error, purse, ask.session.client_id, limit_nusd, self._metrics) from error
 
     def choose(
         self,
@@ -178,7 +178,8 @@ class Attempts:
                 raise
             self._metrics.add("reserved_usd", decision.reserve_nusd / 1e9)
             return attempt_id, decision
-        raise budget_exhausted(lost, purse, await turn_limit_nusd(ask, purse), self._metrics)
+        limit_nusd = await turn_limit_nusd(ask, purse)
+        raise budget_exhausted(lost, purse, ask.session.client_id, limit_nusd, self._metrics)
 
     async def _call(self, attempt_id: str, decision: Decision, ask: Ask, purse: Purse) -> UpstreamAnswer:
         """Raises UpstreamError, after the attempt was ended."""

@@ -1,9 +1,11 @@
 """The refusals of a turn that has no money or no model: what they say and how to go on."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from seqroute_ray.core.errors import BudgetExhaustedError, NoModelError
+from seqroute_ray.core.ledger_rules import exhausted
 from seqroute_ray.serving.breaker import Breaker
 from seqroute_ray.serving.metrics import Metrics
 from seqroute_ray.serving.purse import Purse
@@ -26,16 +28,16 @@ HINTS = {
 
 
 def budget_exhausted(
-    error: BudgetExhaustedError, purse: Purse, limit_nusd: int | None, metrics: Metrics
+    error: BudgetExhaustedError, purse: Purse, client_id: str, limit_nusd: int | None, metrics: Metrics
 ) -> RequestError:
-    """402, with what is spent, reserved and left."""
+    """402, with what is spent, reserved and left of the session that its client calls so."""
     scope, account = _scope(purse, limit_nusd), purse.account
     metrics.add("budget_refusals", scope=scope)
     short = {"session": account, "month": purse.month, "turn": None}[scope]
     if short is not None and error.amount_nusd <= short.budget_nusd - short.spent_nusd:
         metrics.add("false_blocks")
     details: dict[str, Any] = {**money(account), "scope": scope, "hint": HINTS[scope]}
-    message = str(error)
+    message = str(exhausted(replace(account, session_id=client_id), error.amount_nusd))
     if scope != "session" and limit_nusd is not None:
         why = "the API key's monthly budget" if scope == "month" else "x-max-turn-usd, or the key's max_turn_usd"
         message += f"; this turn may cost ${limit_nusd / 1e9:.9f} at most ({why})"
