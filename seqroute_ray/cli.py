@@ -160,7 +160,7 @@ def new_key(config: Annotated[NewKeyConfig, Flat]) -> Result:
 
 
 def ledger(command: Annotated[LedgerCommand, Flat]) -> Result:
-    """Audit a ledger, reconcile it with a provider's bill, or export its decision log."""
+    """Audit a ledger, show one account, reconcile it with a provider's bill, or export its decision log."""
     return command.run()
 
 

@@ -120,7 +120,7 @@ class Api:
         )
 
     async def readyz(self) -> Response:
-        """The ledger answers: turns can be paid. 503 where it does not."""
+        """The ledger answers, if only reads: one that is full says so to the next turn. 503 where it does not."""
         await self.service.ledger.ping()
         return JSONResponse({"ready": True, "left_alone": self.service.left_alone()})
 

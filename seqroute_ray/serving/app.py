@@ -28,6 +28,8 @@ class ServeArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     config: str  # path of the ServingConfig YAML
+    # Anything. Serve compares `args`, not the file: only another revision makes `serve deploy` read it again.
+    revision: str = ""
 
 
 class SeqRoute:

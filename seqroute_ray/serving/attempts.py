@@ -73,8 +73,7 @@ class Attempts:
         try:
             return self.choose(ask, chosen.router, embedding, purse.account, limit_nusd, excluded, explore=explore)
         except BudgetExhaustedError as error:
-            name = ask.session.client_id
-            raise budget_exhausted(error, purse.account, name, limit_nusd, self._metrics) from error
+            raise budget_exhausted(error, purse, ask.session.client_id, limit_nusd, self._metrics) from error
 
     def choose(
         self,
@@ -180,7 +179,7 @@ class Attempts:
             self._metrics.add("reserved_usd", decision.reserve_nusd / 1e9)
             return attempt_id, decision
         limit_nusd = await turn_limit_nusd(ask, purse)
-        raise budget_exhausted(lost, purse.account, ask.session.client_id, limit_nusd, self._metrics)
+        raise budget_exhausted(lost, purse, ask.session.client_id, limit_nusd, self._metrics)
 
     async def _call(self, attempt_id: str, decision: Decision, ask: Ask, purse: Purse) -> UpstreamAnswer:
         """Raises UpstreamError, after the attempt was ended."""
@@ -199,6 +198,8 @@ class Attempts:
             if permit is not None and isinstance(error, UpstreamError):
                 if error.is_providers_fault:
                     self.breaker.fail(permit, error.retry_after_s)
+                    if (wait_s := self.breaker.wait_s(decision.model)) > 0:
+                        logger.warning("circuit_open model=%s next_try_in_s=%.0f", decision.model, wait_s)
                 else:
                     self.breaker.succeed(permit)
                 self._count_circuits()

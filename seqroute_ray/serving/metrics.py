@@ -13,6 +13,7 @@ _COUNTERS = {
     "false_blocks": ("Refusals though budget less spent would have paid: money was only reserved", ()),
     "spent_usd": ("Charged", ("model",)),
     "overshoot_usd": ("Billed above reservations; 0 unless a provider ignores max_tokens", ("model",)),
+    "expired_usd": ("Charged by the reaper: attempts whose replica died, in full", ("model",)),
     "upstream_errors": ("Failed attempts", ("model", "kind")),
     "answers": ("HTTP answers", ("route", "status")),
     "replayed_answers": ("Answers given again for an idempotency key", ()),

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from seqroute_ray.core.errors import BudgetExhaustedError, LedgerError, UnknownSessionError
 from seqroute_ray.core.ledger import Account, Ledger, StoredAnswer, TurnRecord
 
+_MONTHS = "month/"  # begins the names of their accounts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Month:
@@ -25,7 +27,12 @@ def month_of(owner: str, budget_nusd: int | None) -> Month | None:
     if budget_nusd is None:
         return None
     # Sessions are named OWNER:NAME: without a colon, no session of any key is this account.
-    return Month(account_id=f"month/{time.strftime('%Y-%m', time.gmtime())}/{owner}", budget_nusd=budget_nusd)
+    return Month(account_id=f"{_MONTHS}{time.strftime('%Y-%m', time.gmtime())}/{owner}", budget_nusd=budget_nusd)
+
+
+def is_month(account_id: str) -> bool:
+    """A month's attempts repeat those of its sessions."""
+    return account_id.startswith(_MONTHS)
 
 
 class Purse:
@@ -34,6 +41,7 @@ class Purse:
     def __init__(self, ledger: Ledger, account: Account, month: Month | None, lease_s: float) -> None:
         self._ledger, self._month, self._lease_s = ledger, month, lease_s
         self.account = account  # of the session, as last seen
+        self.month: Account | None = None  # as last seen; None without a monthly budget
 
     @property
     def session_id(self) -> str:
@@ -49,6 +57,7 @@ class Purse:
             month = await self._ledger.open(self._month.account_id, self._month.budget_nusd)
         if month.budget_nusd < self._month.budget_nusd:  # the key's settings were raised
             month = await self._ledger.raise_budget(self._month.account_id, self._month.budget_nusd)
+        self.month = month
         return month.remaining_nusd
 
     async def refresh(self) -> Account:
@@ -61,7 +70,7 @@ class Purse:
         if self._month is None:
             return
         try:
-            await self._ledger.reserve(self._month.account_id, _in_month(attempt_id), model, amount_nusd, self._lease_s)
+            await self._ledger.reserve(self._month.account_id, in_month(attempt_id), model, amount_nusd, self._lease_s)
         except BudgetExhaustedError:
             self.account = await self._ledger.release(self.session_id, attempt_id)
             raise
@@ -75,7 +84,7 @@ class Purse:
     ) -> Account:
         """Charge the attempt, with the turn it answered and the answer to keep, if any."""
         if self._month is not None:
-            await self._ledger.settle(self._month.account_id, _in_month(attempt_id), cost_nusd)
+            await self._ledger.settle(self._month.account_id, in_month(attempt_id), cost_nusd)
         self.account = await self._ledger.settle(self.session_id, attempt_id, cost_nusd, turn=turn, answer=answer)
         return self.account
 
@@ -92,11 +101,12 @@ class Purse:
 
     async def _release_month(self, attempt_id: str) -> None:
         if self._month is not None:
-            await self._ledger.release(self._month.account_id, _in_month(attempt_id))
+            await self._ledger.release(self._month.account_id, in_month(attempt_id))
 
     async def _release_session(self, attempt_id: str) -> None:
         self.account = await self._ledger.release(self.session_id, attempt_id)
 
 
-def _in_month(attempt_id: str) -> str:
+def in_month(attempt_id: str) -> str:
+    """Id of the month's attempt that repeats a session's."""
     return f"{attempt_id}.month"

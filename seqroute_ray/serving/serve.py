@@ -42,7 +42,7 @@ class ServeConfig:
 
 
 def serve_forever(config: ServeConfig) -> None:
-    """Serve until interrupted. Raises ConfigError or ArtefactError before anything starts."""
+    """Serve until interrupted. Raises ConfigError, ArtefactError or LedgerUnavailable before anything starts."""
     if config.server == "uvicorn":
         _serve_alone(config)
         return
@@ -64,6 +64,7 @@ def _serve_alone(config: ServeConfig) -> None:
 
     serving = load_config(config.config)
     check_exposure(serving, config.host)
+    _check_ledger(serving)
     with _replay(config, serving):
         app = make_api(serving)
         logger.info("serving base_url=http://%s:%d/v1 stop=ctrl-c", config.host, config.port)
@@ -83,13 +84,14 @@ def _serve_alone(config: ServeConfig) -> None:
 def running_server(config: ServeConfig) -> Iterator[str]:
     """The server while the block runs; yields `http://host:port` once /healthz answers.
 
-    Joins a Ray that runs in this process, else starts one and stops it in the end. Raises ConfigError or
-    ArtefactError before Ray starts.
+    Joins a Ray that runs in this process, else starts one and stops it in the end. Raises ConfigError, ArtefactError
+    or LedgerUnavailable before Ray starts.
     """
     serving = load_config(config.config)
     check_exposure(serving, config.host)
     check_hard_stop(serving)
     load_policies(serving, serving.policy)
+    _check_ledger(serving)
     with _replay(config, serving), ray_session() as started_here, ExitStack() as stack:
         from ray import serve  # loaded after the checks: it takes seconds
 
@@ -102,6 +104,12 @@ def running_server(config: ServeConfig) -> Iterator[str]:
         base_url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"  # nosec B104  # noqa: S104
         _wait_until_ready(base_url)
         yield base_url
+
+
+def _check_ledger(serving: ServingConfig) -> None:
+    from seqroute_ray.serving.ledgers.factory import check_ledger  # with its store, which `seqroute --help` can spare
+
+    check_ledger(serving.ledger, serving.redis_password_env)
 
 
 def _replay(config: ServeConfig, serving: ServingConfig) -> AbstractContextManager[str]:

@@ -66,7 +66,7 @@ class TurnService:
         self.ledger = await open_ledger(config.ledger, config.redis_password_env)
         self._opened.push_async_callback(self.ledger.close)
         self._replays = Replays(self.ledger, config.idempotency_wait_s, self._lease_s, self.metrics)
-        await self._opened.enter_async_context(running_reaper(self.ledger, config.reaper))
+        await self._opened.enter_async_context(running_reaper(self.ledger, config.reaper, self.metrics))
         await self._opened.enter_async_context(self._upstream)
         following = asyncio.create_task(self._follow())
         self._opened.callback(following.cancel)

@@ -151,7 +151,8 @@ def test_a_limit_of_the_turn_acts_and_its_refusal_names_it(client: Client) -> No
     refused = client.with_headers(x_max_turn_usd="0.000001").chat(QUESTIONS[0])
     assert refused.status == 402
     error = refused.body["error"]
-    assert (error["code"], error["turn_limit_usd"]) == ("budget_exhausted", 0.000001)
+    assert (error["code"], error["turn_limit_usd"], error["scope"]) == ("budget_exhausted", 0.000001, "turn")
+    assert "x-max-turn-usd" in error["hint"]
     assert error["remaining_usd"] > 0.01
     assert "x-max-turn-usd" in error["message"]
 

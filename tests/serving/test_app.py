@@ -42,6 +42,24 @@ def test_arguments_are_validated() -> None:
         build_app(ServeArgs(config="none.yaml"))
 
 
+def test_serve_builds_anew_for_another_revision_and_not_for_a_changed_settings_file(tmp_path: Path) -> None:
+    from ray.serve._private.deploy_utils import get_app_code_version
+    from ray.serve.schema import ServeApplicationSchema
+
+    from seqroute_ray.serving.app import ServeArgs
+
+    path = write_settings(tmp_path, settings(tmp_path, random_artefact(trio()), "http://127.0.0.1:9/v1"))
+
+    def version(**more: str) -> str:
+        args = ServeArgs(config=str(path), **more).model_dump()
+        return str(get_app_code_version(ServeApplicationSchema(import_path="m:build_app", args=args)))
+
+    before = version()
+    path.write_text(path.read_text() + "default_max_tokens: 7\n")
+    assert version() == before  # as `serve deploy` sees it: nothing to do
+    assert version(revision="2") != before
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_client_that_hangs_up_on_a_replica_leaves_no_reservation(tmp_path: Path) -> None:

@@ -71,7 +71,27 @@ def test_a_refusal_only_because_money_is_held_counts_as_a_false_block(tmp_path: 
     asyncio.run(scenario())
 
 
-def test_models_that_are_left_alone_are_a_gauge(tmp_path: Path) -> None:
+def test_a_refusal_that_the_whole_budget_could_not_pay_is_no_false_block(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        gate = asyncio.Event()
+        async with api_over(tmp_path, [gate, *answered()]) as api:
+            poor = {"x_session_id": "poor", "x_session_budget_usd": "0.0001"}
+            running = asyncio.create_task(api.chat(max_tokens=10, headers=poor))
+            while not api.provider.bodies:
+                await asyncio.sleep(0.01)
+            refusal = await api.chat("word " * 2000, headers=poor)
+            gate.set()
+            await running
+            samples = await api.metrics()
+        assert refusal.status == 402
+        assert refusal.body["error"]["reserved_usd"] > 0
+        assert refusal.body["error"]["scope"] == "session"
+        assert samples["seqroute_false_blocks_total"] == 0
+
+    asyncio.run(scenario())
+
+
+def test_models_that_are_left_alone_are_a_gauge(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         settings = {"breaker": {"failures_to_open": 1, "cooldown_s": 30.0}, "retries": 0}
         async with api_over(tmp_path, refused(500), [whole({})], **settings) as api:
@@ -79,6 +99,7 @@ def test_models_that_are_left_alone_are_a_gauge(tmp_path: Path) -> None:
             await api.chat(model=MODEL)
             after = await api.metrics()
         assert (before["seqroute_open_circuits"], after["seqroute_open_circuits"]) == (0, 1)
+        assert f"circuit_open model={MODEL} next_try_in_s=30" in caplog.text
 
     asyncio.run(scenario())
 

@@ -58,6 +58,7 @@ def test_of_parallel_sessions_of_a_key_only_those_that_its_month_can_pay_are_ans
         error = refusal.body["error"]
         assert (refusal.status, error["code"], error["turn_limit_usd"]) == (402, "budget_exhausted", 0)
         assert "monthly budget" in error["message"]
+        assert (error["scope"], "monthly_budget_usd" in error["hint"]) == ("month", True)
         assert error["remaining_usd"] == 0.01  # of the session: it is the month that is spent
 
     asyncio.run(scenario())

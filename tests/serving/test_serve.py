@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from seqroute_ray.core.errors import ConfigError
-from seqroute_ray.serving.serve import ServeConfig, running_server
+from seqroute_ray.serving.serve import ServeConfig, running_server, serve_forever
 
 from .support import QUESTIONS, Client, free_port, random_artefact, settings, trio, write_settings
 
@@ -21,6 +21,7 @@ def test_a_port_out_of_range_is_refused(port: int) -> None:
 BROKEN = [
     ({"default_max_tokens": 0}, "default_max_tokens"),
     ({"policy": {"artefact": "/nowhere"}}, "no manifest"),
+    ({"ledger": "http://127.0.0.1:9"}, "http:// is not supported"),
     ({}, "replay_upstream needs one base_url"),
 ]
 
@@ -34,6 +35,13 @@ def test_mistakes_surface_before_ray_starts(
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it now would raise ImportError
     with pytest.raises(Exception, match=message), running_server(config):
         pass
+
+
+def test_without_ray_too_a_ledger_that_cannot_be_used_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    fields = settings(tmp_path, random_artefact(trio()), "https://api.example.com/v1")
+    path = write_settings(tmp_path, fields | {"ledger": "http://127.0.0.1:9"})
+    with pytest.raises(ConfigError, match="http:// is not supported"):
+        serve_forever(ServeConfig(config=path, server="uvicorn"))
 
 
 def test_a_server_without_keys_listens_on_loopback_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The ledger at a place: a Redis URL, or the path of an SQLite file."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -27,6 +28,15 @@ async def open_ledger(place: str | Path, redis_password_env: str | None = None) 
     from seqroute_ray.serving.ledgers.redis import RedisLedger  # its client is loaded only where it is used
 
     return await RedisLedger.connect(str(place), _password(redis_password_env))
+
+
+def check_ledger(place: str | Path, redis_password_env: str | None = None) -> None:
+    """Open it and close it, before a server starts. Raises ConfigError, LedgerUnavailable."""
+
+    async def look() -> None:
+        await (await open_ledger(place, redis_password_env)).close()
+
+    asyncio.run(look())
 
 
 def _scheme(place: str | Path) -> str:

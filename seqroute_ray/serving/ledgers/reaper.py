@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from seqroute_ray.core.errors import ConfigError, LedgerUnavailable
 from seqroute_ray.core.ledger import Ledger
+from seqroute_ray.serving.metrics import Metrics
+from seqroute_ray.serving.purse import is_month
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +35,10 @@ class ReaperConfig:
 
 
 @asynccontextmanager
-async def running_reaper(ledger: Ledger, config: ReaperConfig) -> AsyncIterator[None]:
+async def running_reaper(ledger: Ledger, config: ReaperConfig, metrics: Metrics) -> AsyncIterator[None]:
     """The reaper is at work while the block runs."""
     tasks = [
-        asyncio.create_task(_repeat(lambda: _expire(ledger), config.interval_s)),
+        asyncio.create_task(_repeat(lambda: _expire(ledger, metrics), config.interval_s)),
         asyncio.create_task(_repeat(lambda: _prune(ledger, config), config.prune_interval_s)),
     ]
     try:
@@ -59,8 +61,10 @@ async def _repeat(work: Callable[[], Awaitable[None]], interval_s: float) -> Non
             logger.warning("event=reaper_waits error=%s", error)
 
 
-async def _expire(ledger: Ledger) -> None:
-    expired = await ledger.expire(time.time())
+async def _expire(ledger: Ledger, metrics: Metrics) -> None:
+    expired = [attempt for attempt in await ledger.expire(time.time()) if not is_month(attempt.session_id)]
+    for attempt in expired:
+        metrics.add("expired_usd", attempt.cost_nusd / 1e9, model=attempt.model)
     if expired:
         charged_usd = sum(attempt.cost_nusd for attempt in expired) / 1e9
         logger.warning("event=attempts_expired attempts=%d charged_usd=%.9f", len(expired), charged_usd)

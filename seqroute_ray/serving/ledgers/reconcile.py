@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from seqroute_ray.core.errors import LedgerError
 from seqroute_ray.core.ledger import Attempt, AttemptState, Ledger
+from seqroute_ray.serving.purse import in_month
 
 _CHARGED = (AttemptState.SETTLED, AttemptState.EXPIRED)
 
@@ -36,12 +37,15 @@ async def reconcile(ledger: Ledger, bill_nusd: Mapping[str, int], apply: bool) -
         verdict = _verdict(attempt, cost_nusd)
         counts[verdict] += 1
         if verdict != "equal":
-            logger.info("event=bill_%s attempt=%s bill_usd=%.9f", verdict, attempt_id, cost_nusd / 1e9)
+            booked_usd = "none" if attempt is None else f"{attempt.cost_nusd / 1e9:.9f}"
+            logger.info(
+                "event=bill_%s attempt=%s bill_usd=%.9f booked_usd=%s", verdict, attempt_id, cost_nusd / 1e9, booked_usd
+            )
         if attempt is None:
             continue
         booked_nusd += attempt.cost_nusd
         if apply and verdict == "different":
-            await ledger.correct(attempt.session_id, attempt_id, cost_nusd)
+            await _correct(ledger, attempt, cost_nusd)
             counts["corrected"] += 1
     return ReconcileReport(
         num_attempts=len(bill_nusd),
@@ -49,6 +53,13 @@ async def reconcile(ledger: Ledger, bill_nusd: Mapping[str, int], apply: bool) -
         booked_usd=booked_nusd / 1e9,
         **{f"num_{name}": count for name, count in counts.items()},
     )
+
+
+async def _correct(ledger: Ledger, attempt: Attempt, cost_nusd: int) -> None:
+    """In the month of its API key first, where it has one: a run that is cut off in between finds both again."""
+    for each in (await _find(ledger, in_month(attempt.attempt_id)), attempt):
+        if each is not None and each.state in _CHARGED:
+            await ledger.correct(each.session_id, each.attempt_id, cost_nusd)
 
 
 async def _find(ledger: Ledger, attempt_id: str) -> Attempt | None:

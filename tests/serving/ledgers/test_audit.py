@@ -1,6 +1,8 @@
 """Audit, reconciliation and export: on ledgers of both stores, and as commands."""
 
+import asyncio
 import json
+import logging
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from seqroute_ray.data.sample import DEFAULT_POOL
 from seqroute_ray.serving.decision_log import export_decisions
 from seqroute_ray.serving.ledgers.audit import audit
 from seqroute_ray.serving.ledgers.bills import read_bill
-from seqroute_ray.serving.ledgers.commands import Audit, Export, Reconcile
+from seqroute_ray.serving.ledgers.commands import Audit, Export, Reconcile, Show
 from seqroute_ray.serving.ledgers.reconcile import reconcile
 from tests.serving.ledgers.support import FAR_S, LEASE_S, opened, session_of, turn_of
 
@@ -57,8 +59,6 @@ def test_an_audit_finds_a_counter_that_was_changed_behind_the_ledger(tmp_path: P
 
 
 def write_and_spoil(place: str) -> None:
-    import asyncio
-
     async def write() -> None:
         async with session_of(place, 100):
             pass
@@ -69,7 +69,26 @@ def write_and_spoil(place: str) -> None:
     db.close()
 
 
-async def test_a_bill_is_compared_and_booked_only_when_asked(place: str) -> None:
+def test_an_account_is_shown_with_what_holds_its_money(place: str) -> None:
+    async def write() -> None:
+        async with session_of(place, 100) as ledger:
+            await ledger.reserve("s", "ended", "m", 30, LEASE_S)
+            await ledger.settle("s", "ended", 20)
+            await ledger.reserve("s", "running", "m", 50, LEASE_S)
+
+    asyncio.run(write())
+    shown = Show(ledger=place, session="s").run()
+    (attempt,) = shown["open_attempts"]
+    assert (shown["budget_usd"], shown["spent_usd"], shown["reserved_usd"]) == (1e-7, 2e-8, 5e-8)
+    assert (attempt["attempt_id"], attempt["model"], attempt["reserved_usd"]) == ("running", "m", 5e-8)
+    assert 0 < attempt["lease_left_s"] <= LEASE_S
+    assert shown["problems"] == []
+    with pytest.raises(LedgerError, match="session 'nobody' is unknown"):
+        Show(ledger=place, session="nobody").run()
+
+
+async def test_a_bill_is_compared_and_booked_only_when_asked(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     async with session_of(place, 10**6) as ledger:
         for attempt_id in ("equal", "more", "less", "open", "released", "expired"):
             await ledger.reserve("s", attempt_id, "m", 1000, -1.0 if attempt_id == "expired" else LEASE_S)
@@ -83,9 +102,22 @@ async def test_a_bill_is_compared_and_booked_only_when_asked(place: str) -> None
             assert (report.num_equal, report.num_different, report.num_corrected) == (1, 3, 3 * apply)
             assert (report.num_open, report.num_released, report.num_unknown) == (1, 1, 1)
             assert (report.billed_usd, report.booked_usd) == (2418 / 1e9, 2500 / 1e9)
+        assert "event=bill_different attempt=more bill_usd=0.000001500 booked_usd=0.000000500" in caplog.text
+        assert "event=bill_unknown attempt=unknown bill_usd=0.000000007 booked_usd=none" in caplog.text
         account = await ledger.account("s")
         assert (account.spent_nusd, account.reserved_nusd, account.overshoot_nusd) == (2400, 1000, 500)
         assert (await reconcile(ledger, bill, True)).num_equal == 4
+        assert (await audit(ledger)).num_wrong_sessions == 0
+
+
+async def test_a_correction_reaches_the_month_of_the_api_key_too(place: str) -> None:
+    async with session_of(place, 10**6) as ledger:
+        await ledger.open("month/2026-11/team", 10**6)
+        for account, attempt_id in (("month/2026-11/team", "a.month"), ("s", "a")):
+            await ledger.reserve(account, attempt_id, "m", 1000, LEASE_S)
+            await ledger.settle(account, attempt_id, 500)
+        assert (await reconcile(ledger, {"a": 800}, True)).num_corrected == 1
+        assert [(await ledger.account(name)).spent_nusd for name in ("s", "month/2026-11/team")] == [800, 800]
         assert (await audit(ledger)).num_wrong_sessions == 0
 
 
@@ -216,8 +248,6 @@ async def test_a_session_whose_first_turns_are_not_in_the_log_is_left_out(place:
 
 
 def test_the_commands_print_what_they_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import asyncio
-
     place, out, bill = str(tmp_path / "ledger.sqlite"), tmp_path / "log.parquet", tmp_path / "bill.csv"
 
     async def write() -> None:
