@@ -55,13 +55,13 @@ class Settings:
     num_base_sessions: int = 1000  # recorded ones that the first policy learns from
     max_turns: int = 2  # of a session, at most half as many fewer
     num_steps: int = 1000  # gradient steps of each training
-    budget: float = 0.15  # of each session, as a multiple of the reference cost
-    epsilon: float = 0.3  # of the server
+    budget: float = 0.4  # of each session, as a multiple of the reference cost
+    epsilon: float = 0.5  # of the server
     share: float = 0.2  # of the canary
     test_share: float = 0.4  # of the served sessions
-    max_quality_loss: float = 0.1  # of gate and canary
+    max_quality_loss: float = 0.08  # of gate and canary
     max_rate_rise: float = 0.1  # bankruptcies in the gate, errors in the canary
-    max_cost_rise: float = 1.0  # of gate and canary, as a share
+    max_cost_rise: float = 3.0  # of gate and canary, as a share
     min_sessions: int = 100  # of gate and canary
     min_ess: float = 50.0
     num_clients: int = 8

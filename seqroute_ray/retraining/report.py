@@ -39,8 +39,8 @@ def _verdict(current: Round) -> str:
         return f"On trial: {steps['watch']['why']}."
     if not current.outcome and "canary" in steps:
         return f"On trial with {steps['canary']['share']:.0%} of the sessions."
-    why = f" {steps['watch']['why']}." if "watch" in steps else ""
-    return WORDS[current.outcome] + why
+    why = str(steps["watch"]["why"]) if "watch" in steps else ""
+    return WORDS[current.outcome] + (f" {why[0].upper()}{why[1:]}." if why else "")
 
 
 def _what_changed(steps: Mapping[str, Any]) -> list[str]:
