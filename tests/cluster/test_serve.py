@@ -1,0 +1,173 @@
+"""Serving by two replicas on two nodes, one of which dies: every request is answered in the end, and paid once."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+from _books import compare, read_calls, wait_until_quiet
+from _servers import is_ready
+from _traffic import DONE, QUESTIONS, Told, told_nusd
+
+from seqroute_ray.serving.config import load_config
+from tests.cluster.nodes import Command, Nodes, WorkerNode, wait_until
+from tests.serving.fake_provider import running_fake_provider
+from tests.serving.ledgers.redis_server import RedisServer
+from tests.serving.support import free_port, random_artefact, settings, trio, write_settings
+
+pytestmark = pytest.mark.cluster
+NUM_CLIENTS, BUDGET_NUSD = 12, 20_000_000  # of a session
+REPLICA = "ray::ServeReplica"
+TURNS_AFTER = 5  # of each client, once the node is dead
+PAUSE_S = 0.1  # after a failure
+PATIENCE_S = 120.0  # of a client with one request
+LEASES_S = 30.0
+TIMEOUTS = {"upstream_timeout_s": 8.0, "lease_margin_s": 1.0, "reaper": {"interval_s": 1.0}}
+
+
+@dataclass
+class Client:
+    """One that asks until it is answered, half of the time for a stream; a spent session is followed by a new one."""
+
+    base_url: str
+    name: str
+    sessions: list[Told] = field(default_factory=list)
+    num_turns: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    async def turn(self, http: aiohttp.ClientSession) -> None:
+        if not self.sessions or self.sessions[-1].num_refused:
+            self.sessions.append(Told(f"{self.name}-{len(self.sessions)}", BUDGET_NUSD))
+        told, stream = self.sessions[-1], self.num_turns % 2 == 0
+        headers = {"x-session-id": told.session_id, "x-session-budget-usd": f"{BUDGET_NUSD / 1e9:.9f}"}
+        headers["idempotency-key"] = f"{self.name}-{self.num_turns}"
+        question = QUESTIONS[self.num_turns % len(QUESTIONS)]
+        body = {"messages": [{"role": "user", "content": question}], "max_tokens": 200, "stream": stream}
+        async with asyncio.timeout(PATIENCE_S):
+            while not await self._ask(http, told, body, headers):
+                await asyncio.sleep(PAUSE_S)
+        self.num_turns += 1
+
+    async def _ask(
+        self, http: aiohttp.ClientSession, told: Told, body: dict[str, Any], headers: dict[str, str]
+    ) -> bool:
+        """True when that was the answer."""
+        try:
+            url = f"{self.base_url}/v1/chat/completions"
+            async with http.post(url, json=body, headers=headers) as response:
+                raw = await response.read()
+        except aiohttp.ClientError as error:
+            self.failures[type(error).__name__] += 1
+            return False
+        if response.status == 402:
+            told.num_refused += 1
+            return True
+        if response.status != 200 or (body["stream"] and not raw.endswith(DONE)):
+            self.failures[str(response.status)] += 1
+            return False
+        told.decisions.append(response.headers["x-seqroute-decision"])
+        told.cost_nusd += told_nusd(raw, body["stream"])
+        return True
+
+    async def turns(self, until: Callable[[], bool]) -> None:
+        async with aiohttp.ClientSession() as http:
+            while not until():
+                await self.turn(http)
+
+
+def serve_config(folder: Path, settings_path: Path, port: int) -> Path:
+    """Of `serve run`; a replica takes a CPU, and so a node."""
+    application = {
+        "name": "seqroute",
+        "route_prefix": "/",
+        "import_path": "seqroute_ray.serving.app:build_app",
+        "args": {"config": str(settings_path)},
+        "deployments": [{"name": "SeqRoute", "num_replicas": 2}],
+    }
+    fields = {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": port}}
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(fields | {"applications": [application]}))
+    return path
+
+
+@contextmanager
+def redis(folder: Path) -> Iterator[str]:
+    server = RedisServer(folder).start()
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+def stop(command: Command) -> None:
+    """As Ctrl-C does: Serve leaves the cluster."""
+    command.process.send_signal(signal.SIGINT)
+    command.ended()
+
+
+def test_no_request_is_lost_when_a_node_with_a_replica_dies(
+    nodes: Nodes, workers: list[WorkerNode], tmp_path: Path
+) -> None:
+    calls_log, port = tmp_path / "calls.jsonl", free_port()
+    calls_log.touch()
+    base_url = f"http://127.0.0.1:{port}"
+    delays = ("--delay-s", "0.05", "--chunk-delay-s", "0.05")
+    with running_fake_provider("--calls-log", str(calls_log), *delays) as provider, redis(tmp_path) as ledger:
+        fields = {**settings(tmp_path, random_artefact(trio()), provider), **TIMEOUTS, "ledger": ledger}
+        path = write_settings(tmp_path, fields)
+        with nodes.command("ray.serve.scripts", "run", serve_config(tmp_path, path, port)) as server:
+            server.until(lambda: all(node.runs(REPLICA) for node in workers) and is_ready(base_url))
+            clients = [Client(base_url, f"client-{number}") for number in range(NUM_CLIENTS)]
+            asyncio.run(with_a_death(clients, nodes, workers[1]))
+            assert all(node.runs(REPLICA) for node in nodes.workers)
+            config = load_config(path)
+            asyncio.run(wait_until_quiet(config, provider, LEASES_S))
+            told = [session for client in clients for session in client.sessions]
+            compared = asyncio.run(compare(config, told, read_calls(calls_log)))
+            stop(server)
+    assert compared.broken == []
+    assert sum((client.failures for client in clients), Counter()).total() > 0  # or nobody has felt the death
+    assert compared.expired_attempts > 0  # of calls that the dead replica had begun
+    assert sum(len(session.decisions) for session in told) >= NUM_CLIENTS * TURNS_AFTER
+
+
+async def with_a_death(clients: list[Client], nodes: Nodes, node: WorkerNode) -> None:
+    """The node dies while all clients are at work; they go on until a new one has a replica, and TURNS_AFTER longer."""
+    last: list[int] = []
+
+    def is_over(client: Client) -> bool:
+        return bool(last) and client.num_turns >= last[0]
+
+    async with asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(client.turns(lambda client=client: is_over(client)))  # type: ignore[misc]
+        while not all(client.num_turns for client in clients):
+            await asyncio.sleep(0.01)
+        nodes.kill(node)  # no client reads meanwhile: their streams are open
+        added = await asyncio.to_thread(nodes.add)
+        await asyncio.to_thread(wait_until, lambda: added.runs(REPLICA))
+        last.append(max(client.num_turns for client in clients) + TURNS_AFTER)
+
+
+def test_an_sqlite_ledger_is_refused_on_several_nodes_and_nothing_is_left_running(
+    nodes: Nodes, workers: list[WorkerNode], tmp_path: Path
+) -> None:
+    fields = settings(tmp_path, random_artefact(trio()), f"http://127.0.0.1:{free_port()}/v1")
+    path = write_settings(tmp_path, fields)
+    refused = nodes.seqroute("serve", "--config", path, "--port", str(free_port()))
+    assert refused.code == 2
+    assert "is a file, and each of the 2 nodes that may hold replicas would have its own" in refused.stderr
+    with redis(tmp_path) as ledger:
+        write_settings(tmp_path, {**fields, "ledger": ledger})
+        port = free_port()
+        with nodes.command("seqroute_ray.cli", "serve", "--config", path, "--port", str(port)) as server:
+            server.until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+            stop(server)
+    wait_until(lambda: not any(node.runs(REPLICA) for node in workers))
