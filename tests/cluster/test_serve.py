@@ -1,9 +1,11 @@
 """Serving by two replicas on two nodes, one of which dies: every request is answered in the end, and paid once."""
 
 import asyncio
+import math
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ from tests.serving.support import free_port, random_artefact, settings, trio, wr
 pytestmark = pytest.mark.cluster
 NUM_CLIENTS, BUDGET_NUSD = 12, 20_000_000  # of a session
 REPLICA = "ray::ServeReplica"
-TURNS_AFTER = 5  # of each client, once the node is dead
+TURNS_AFTER = 5  # of each client, once there is a new replica
 PAUSE_S = 0.1  # after a failure
 PATIENCE_S = 120.0  # of a client with one request
 LEASES_S = 30.0
@@ -40,6 +42,7 @@ class Client:
     name: str
     sessions: list[Told] = field(default_factory=list)
     num_turns: int = 0
+    num_wanted: float = math.inf  # turns, until it stops
     failures: Counter[str] = field(default_factory=Counter)
 
     async def turn(self, http: aiohttp.ClientSession) -> None:
@@ -76,9 +79,9 @@ class Client:
         told.cost_nusd += told_nusd(raw, body["stream"])
         return True
 
-    async def turns(self, until: Callable[[], bool]) -> None:
+    async def turns(self) -> None:
         async with aiohttp.ClientSession() as http:
-            while not until():
+            while self.num_turns < self.num_wanted:
                 await self.turn(http)
 
 
@@ -112,6 +115,24 @@ def stop(command: Command) -> None:
     command.ended()
 
 
+@contextmanager
+def at_work(clients: list[Client]) -> Iterator[None]:
+    """Clients that ask while the block runs, and TURNS_AFTER times more."""
+
+    async def all_turns() -> None:
+        await asyncio.gather(*(client.turns() for client in clients))
+
+    with ThreadPoolExecutor(1) as pool:
+        # Not the other way round: a node ends with the thread that has started it.
+        running = pool.submit(asyncio.run, all_turns())
+        try:
+            yield
+        finally:
+            for client in clients:
+                client.num_wanted = client.num_turns + TURNS_AFTER
+        running.result()
+
+
 def test_no_request_is_lost_when_a_node_with_a_replica_dies(
     nodes: Nodes, workers: list[WorkerNode], tmp_path: Path
 ) -> None:
@@ -125,7 +146,11 @@ def test_no_request_is_lost_when_a_node_with_a_replica_dies(
         with nodes.command("ray.serve.scripts", "run", serve_config(tmp_path, path, port)) as server:
             server.until(lambda: all(node.runs(REPLICA) for node in workers) and is_ready(base_url))
             clients = [Client(base_url, f"client-{number}") for number in range(NUM_CLIENTS)]
-            asyncio.run(with_a_death(clients, nodes, workers[1]))
+            with at_work(clients):
+                server.until(lambda: all(client.num_turns for client in clients))
+                nodes.kill(workers[1])
+                added = nodes.add()
+                server.until(lambda: added.runs(REPLICA))
             assert all(node.runs(REPLICA) for node in nodes.workers)
             config = load_config(path)
             asyncio.run(wait_until_quiet(config, provider, LEASES_S))
@@ -136,24 +161,6 @@ def test_no_request_is_lost_when_a_node_with_a_replica_dies(
     assert sum((client.failures for client in clients), Counter()).total() > 0  # or nobody has felt the death
     assert compared.expired_attempts > 0  # of calls that the dead replica had begun
     assert sum(len(session.decisions) for session in told) >= NUM_CLIENTS * TURNS_AFTER
-
-
-async def with_a_death(clients: list[Client], nodes: Nodes, node: WorkerNode) -> None:
-    """The node dies while all clients are at work; they go on until a new one has a replica, and TURNS_AFTER longer."""
-    last: list[int] = []
-
-    def is_over(client: Client) -> bool:
-        return bool(last) and client.num_turns >= last[0]
-
-    async with asyncio.TaskGroup() as group:
-        for client in clients:
-            group.create_task(client.turns(lambda client=client: is_over(client)))  # type: ignore[misc]
-        while not all(client.num_turns for client in clients):
-            await asyncio.sleep(0.01)
-        nodes.kill(node)  # no client reads meanwhile: their streams are open
-        added = await asyncio.to_thread(nodes.add)
-        await asyncio.to_thread(wait_until, lambda: added.runs(REPLICA))
-        last.append(max(client.num_turns for client in clients) + TURNS_AFTER)
 
 
 def test_an_sqlite_ledger_is_refused_on_several_nodes_and_nothing_is_left_running(
