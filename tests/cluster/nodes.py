@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from _servers import descendants, title
 from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -33,22 +33,14 @@ class WorkerNode:
     ray_node: Any
     scratch: Path  # its working directory, and its TMPDIR
 
-    def processes(self) -> list[psutil.Process]:
+    def processes(self) -> list[int]:
         """The raylet, then all that it has started."""
         (raylet,) = self.ray_node.all_processes["raylet"]
-        process = psutil.Process(raylet.process.pid)
-        return [process, *process.children(recursive=True)]
+        return [raylet.process.pid, *descendants(raylet.process.pid)]
 
-    def runs(self, title: str) -> bool:
+    def runs(self, name: str) -> bool:
         """Whether one of its processes calls itself so."""
-        return any(_title(process).startswith(title) for process in self.processes())
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it has ended meanwhile
-        return ""
+        return any(title(pid).startswith(name) for pid in self.processes())
 
 
 class Nodes:
@@ -74,9 +66,9 @@ class Nodes:
 
     def kill(self, node: WorkerNode) -> None:
         """As when its power fails."""
-        for process in node.processes():
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+        for pid in node.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._remove(node)
 
     def stop(self) -> None:

@@ -22,7 +22,7 @@ def reports(out: Path) -> dict[str, list[dict[str, int]]]:
 
 def trials_on(node: WorkerNode, out: Path) -> list[str]:
     """Trials of the node that are on their way and have a checkpoint."""
-    pids = {process.pid for process in node.processes()}
+    pids = node.processes()
     return [
         trial
         for trial, told in reports(out).items()
