@@ -29,6 +29,8 @@ def ray_session() -> Iterator[bool]:
         ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     for library in ("data", "rllib", "tune", "serve"):  # their notes on start-up concern Ray's developers
         logging.getLogger(f"ray.{library}").setLevel(logging.ERROR)
+    logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)  # what it says of a lost learner is
+    # pages long; training says it in a line
     try:
         yield not joins
     finally:

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from seqroute_ray.core.errors import SeqRouteError, StoppedError
 
-PING_S = 10.0  # for a learner that lives
+ANSWER_S = 10.0  # within which a learner that lives says so
 
 
 @contextmanager
@@ -44,10 +44,14 @@ def _num_lost(group: Any) -> int:
     lost = 0
     for learner in group._workers or []:
         try:
-            ray.get(learner.ping.remote(), timeout=PING_S)
+            ray.get(learner.apply.remote(_nothing), timeout=ANSWER_S)
         except (RayActorError, ray.exceptions.GetTimeoutError):
             lost += 1
     return lost
+
+
+def _nothing(_learner: Any) -> None:
+    """What a learner that lives can do."""
 
 
 def _stopped(num_lost: int, group: Any) -> StoppedError:

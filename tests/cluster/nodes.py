@@ -40,7 +40,15 @@ class WorkerNode:
 
     def runs(self, name: str) -> bool:
         """Whether one of its processes calls itself so."""
-        return any(title(pid).startswith(name) for pid in self.processes())
+        return bool(self.named(name))
+
+    def named(self, name: str) -> list[int]:
+        return [pid for pid in self.processes() if title(pid).startswith(name)]
+
+    def errors_of(self, name: str) -> str:
+        """What such processes have written on stderr so far."""
+        logs = Path(self.ray_node.get_logs_dir_path())
+        return "".join(path.read_text() for pid in self.named(name) for path in logs.glob(f"worker-*-{pid}.err"))
 
 
 class Nodes:

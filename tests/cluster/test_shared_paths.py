@@ -51,4 +51,4 @@ def test_a_file_that_is_another_one_on_a_node_is_named(
     train = ("train", "--dataset", OWN / "dataset", "--out", tmp_path / "p", *few_steps)
     said = refused(nodes, tmp_path, *train, "--cql.num-learners", "2")
     assert said.startswith(f"seqroute: {OWN / 'dataset/manifest.json'}: is another file on node ")
-    assert nodes.seqroute(*train).result["num_steps"] == 20  # without learners nobody else reads it
+    assert nodes.seqroute(*train, cwd=tmp_path).result["num_steps"] == 20  # without learners nobody else reads it

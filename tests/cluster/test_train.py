@@ -8,7 +8,7 @@ from seqroute_ray.core.policy import PolicyArtefact
 from tests.cluster.nodes import Nodes, WorkerNode
 
 pytestmark = pytest.mark.cluster
-NUM_STEPS, EVERY = 3000, 250
+NUM_STEPS, EVERY = 1500, 250
 FLAGS = ("--cql.num-learners", "2", "--cql.batch-size", "64", "--cql.hidden", "16", "--cql.risk-hidden", "8")
 STEPS = ("--cql.num-steps", str(NUM_STEPS), "--checkpoint-every", str(EVERY), "--keep-checkpoints", "20")
 

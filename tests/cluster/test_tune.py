@@ -9,7 +9,7 @@ import pytest
 from tests.cluster.nodes import Nodes, WorkerNode
 
 pytestmark = pytest.mark.cluster
-NUM_TRIALS, NUM_STEPS, EVERY = 3, 1500, 250
+NUM_TRIALS, NUM_STEPS, EVERY = 3, 1000, 250
 FLAGS = ("--num-trials", str(NUM_TRIALS), "--search", "lr", "--cql.batch-size", "128")
 STEPS = ("--cql.num-steps", str(NUM_STEPS), "--judge-every", str(EVERY), "--grace-steps", str(NUM_STEPS))
 
