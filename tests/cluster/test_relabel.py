@@ -48,5 +48,4 @@ def test_a_node_that_dies_costs_relabeling_nothing_but_time(
         assert len(list(out.glob("receipts/*.json"))) < NUM_SHARDS
         result = command.ended().result
     assert result["data_fingerprint"] == reference.data_fingerprint
-    assert result["num_workers"] >= 2
     assert contents(out) == contents(whole)

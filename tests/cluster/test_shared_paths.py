@@ -6,6 +6,7 @@ import pytest
 
 from seqroute_ray.core.sessions import write_sessions
 from tests.cluster.nodes import Nodes, WorkerNode
+from tests.data.test_importer import good_rows, write_lines
 from tests.support import make_sessions
 
 OWN = Path("/proc/self/cwd")  # another folder on each node
@@ -39,6 +40,10 @@ def test_a_folder_that_one_node_does_not_see_is_named_and_nothing_is_left_in_it(
 def test_a_file_that_is_another_one_on_a_node_is_named(
     nodes: Nodes, workers: list[WorkerNode], toy_dataset: Path, tune_sessions: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "logs").mkdir()
+    write_lines(tmp_path / "logs/log.jsonl", good_rows())
+    said = refused(nodes, tmp_path, "import", "--logs", OWN / "logs", "--out", tmp_path / "sessions.parquet")
+    assert said.startswith(f"seqroute: {OWN / 'logs'}: is not there on node ")
     (tmp_path / "s.parquet").write_bytes(tune_sessions.read_bytes())
     (tmp_path / "dataset").symlink_to(toy_dataset)
     few_steps = ("--cql.num-steps", "20", "--cql.batch-size", "64")
