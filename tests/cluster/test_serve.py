@@ -27,7 +27,7 @@ from tests.serving.support import free_port, random_artefact, settings, trio, wr
 pytestmark = pytest.mark.cluster
 NUM_CLIENTS, BUDGET_NUSD = 12, 20_000_000  # of a session
 REPLICA = "ray::ServeReplica"
-ANSWERS_BEFORE = 6  # of each replica, until one dies: by then both have half of the streams
+ANSWERS_BEFORE = 8  # of each replica, until one dies: by then both have half of the streams
 TURNS_AFTER = 5  # of each client, once there is a new replica
 PAUSE_S = 0.1  # after a failure
 PATIENCE_S = 120.0  # of a client with one request
@@ -40,7 +40,7 @@ class Client:
     """One that asks until it is answered, mostly for streams; a spent session is followed by a new one."""
 
     base_url: str
-    name: str
+    number: int
     sessions: list[Told] = field(default_factory=list)
     num_turns: int = 0
     num_wanted: float = math.inf  # turns, until it stops
@@ -48,12 +48,13 @@ class Client:
 
     async def turn(self, http: aiohttp.ClientSession) -> None:
         if not self.sessions or self.sessions[-1].num_refused:
-            self.sessions.append(Told(f"{self.name}-{len(self.sessions)}", BUDGET_NUSD))
-        told, stream = self.sessions[-1], self.num_turns % 4 != 0
+            self.sessions.append(Told(f"client-{self.number}-{len(self.sessions)}", BUDGET_NUSD))
+        told, stream = self.sessions[-1], (self.number + self.num_turns) % 4 != 0
         headers = {"x-session-id": told.session_id, "x-session-budget-usd": f"{BUDGET_NUSD / 1e9:.9f}"}
-        headers["idempotency-key"] = f"{self.name}-{self.num_turns}"
+        headers["idempotency-key"] = f"{self.number}-{self.num_turns}"
         question = QUESTIONS[self.num_turns % len(QUESTIONS)]
-        body = {"messages": [{"role": "user", "content": question}], "max_tokens": 200, "stream": stream}
+        max_tokens = 160 + 16 * self.number  # of another length than others' streams: not all end at once
+        body = {"messages": [{"role": "user", "content": question}], "max_tokens": max_tokens, "stream": stream}
         async with asyncio.timeout(PATIENCE_S):
             while not await self._ask(http, told, body, headers):
                 await asyncio.sleep(PAUSE_S)
@@ -152,7 +153,7 @@ def test_no_request_is_lost_when_a_node_with_a_replica_dies(
         path = write_settings(tmp_path, fields)
         with nodes.command("ray.serve.scripts", "run", serve_config(tmp_path, path, port)) as server:
             server.until(lambda: is_ready(base_url))
-            clients = [Client(base_url, f"client-{number}") for number in range(NUM_CLIENTS)]
+            clients = [Client(base_url, number) for number in range(NUM_CLIENTS)]
             with at_work(clients):
                 server.until(lambda: min(map(num_answers, workers)) >= ANSWERS_BEFORE)
                 nodes.kill(workers[1])
