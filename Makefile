@@ -1,4 +1,5 @@
-# make install | quickstart | test | lint | validate-deploy | audit | bench: each makes .venv first, with the pinned versions of constraints.txt.
+# make install | quickstart | test | test-cluster | lint | validate-deploy | audit | bench: each makes .venv first, with the pinned versions of
+# constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
-.PHONY: install quickstart test lint validate-deploy audit bench bench-quality clean
+.PHONY: install quickstart test test-cluster lint validate-deploy audit bench bench-quality clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,11 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	.ci/install-redis
 	$(BIN)/python -m pytest
+
+# Every stage on a head and two nodes, one of which is killed; minutes. `make test` runs the quickest of them.
+test-cluster: $(VENV)/.installed-dev
+	.ci/install-redis
+	$(BIN)/python -m pytest tests/cluster -m "" --durations 0
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ LOCAL_LOGICAL_CPUS = 4  # at least: with 2, actors that wait for each other star
 
 @contextmanager
 def ray_session() -> Iterator[bool]:
-    """Ray while the block runs; stopped in the end if it was started here, which is what it yields.
+    """Ray while the block runs; stopped in the end if a local one was started here, which is what it yields.
 
     RAY_ADDRESS (which `ray job submit` sets) names the cluster to join; without it a local one is started.
     """
@@ -21,7 +21,8 @@ def ray_session() -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
-    if os.environ.get("RAY_ADDRESS"):
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    if joins:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
         num_cpus = max(LOCAL_LOGICAL_CPUS, os.cpu_count() or 1)
@@ -29,7 +30,9 @@ def ray_session() -> Iterator[bool]:
         ray.init("local", num_cpus=num_cpus, **quiet)  # without "local" it joins what `ray start` left here
     for library in ("data", "rllib", "tune", "serve"):  # their notes on start-up concern Ray's developers
         logging.getLogger(f"ray.{library}").setLevel(logging.ERROR)
+    logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)  # what it says of a lost learner is
+    # pages long; training says it in a line
     try:
-        yield True
+        yield not joins
     finally:
         ray.shutdown()

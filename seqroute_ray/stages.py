@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqroute_ray.core.dataset import read_header
+from seqroute_ray.core.dataset import MANIFEST, read_header
 from seqroute_ray.core.sessions import open_sessions
 from seqroute_ray.core.storage import Location
 from seqroute_ray.data.importer import ImportConfig, check, import_logs
@@ -16,7 +16,8 @@ from seqroute_ray.evaluation.calibrate import CalibrateConfig
 from seqroute_ray.evaluation.config import EvaluateConfig, OpeConfig
 from seqroute_ray.progress import Update, bar, console
 from seqroute_ray.ray_session import ray_session
-from seqroute_ray.training.config import TrainConfig, TuneConfig
+from seqroute_ray.shared_paths import check_shared
+from seqroute_ray.training.config import CqlConfig, TrainConfig, TuneConfig
 from seqroute_ray.training.cql_file import with_file
 from seqroute_ray.training.search_space import SEARCH_SPACE, Interval
 from seqroute_ray.trial_table import TrialTable
@@ -32,6 +33,9 @@ def import_(config: ImportConfig) -> Result:
     """Import on Ray Data or in this process; see ImportReport for the fields."""
     check(config)  # before Ray, whose start takes its time
     with ray_session() if config.runner == "ray" else nullcontext(), ExitStack() as bars:
+        if config.runner == "ray":
+            judgements = [] if config.judgements is None else [config.judgements]
+            check_shared([*config.logs, *judgements], [config.out])
         shown: dict[str, Update] = {}
 
         def show(what: str, done: int, total: int) -> None:
@@ -48,6 +52,8 @@ def relabel(config: RelabelConfig) -> Result:
     with open_sessions(config.sessions):
         pass  # it is there: asked before Ray, whose start takes its time
     with ray_session() if config.runner == "ray" else nullcontext(), bar("relabel, shards") as update:
+        if config.runner == "ray":
+            check_shared([config.sessions], [config.out])
         started = time.monotonic()
 
         def show(done: Done) -> None:
@@ -68,6 +74,8 @@ def train(config: TrainConfig) -> Result:
     evaluate = None if config.tune_sessions is None else tune_part(config.dataset, config.tune_sessions)
     events_dir = training.events_dir(config)
     with ray_session(), EventFiles(events_dir) as events, bar(title) as update:
+        if config.cql.num_learners:  # else this process alone reads the data
+            check_shared([_manifest(config.dataset)], needs=_needs(config.cql))
 
         def show(done: int, total: int, figures: dict[str, float]) -> None:
             events.write(done, figures)
@@ -92,6 +100,7 @@ def tune(config: TuneConfig) -> Result:
 
     evaluate = tune_part(config.dataset, config.tune_sessions)
     with ray_session(), TrialTable(config.num_trials) as table:
+        check_shared([_manifest(config.dataset), config.tune_sessions], [config.out], _needs(config.cql))
         tuned = tuning.tune(config, evaluate, table.show)
     logarithmic = [name for name, domain in SEARCH_SPACE.items() if isinstance(domain, Interval) and domain.log]
     write_tune_report(config.out / tuning.RESULTS, METRIC, config.out / "report.html", logarithmic)
@@ -103,6 +112,16 @@ def tune(config: TuneConfig) -> Result:
         "num_trials": tuned.num_trials,
         "num_errors": tuned.num_errors,
     }
+
+
+def _manifest(dataset: Location) -> str:
+    """A file of the dataset that tells it from others."""
+    return f"{str(dataset).rstrip('/')}/{MANIFEST}"
+
+
+def _needs(cql: CqlConfig) -> dict[str, float]:
+    """Resources of a node that may get learners or trials."""
+    return {"GPU": cql.num_gpus_per_learner} if cql.num_gpus_per_learner else {"CPU": 1}
 
 
 def tune_part(dataset: Location, sessions: Path) -> "TunePart":

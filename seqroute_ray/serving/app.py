@@ -17,6 +17,7 @@ from seqroute_ray.serving.exposure import check_exposure
 from seqroute_ray.serving.haproxy import check_hard_stop
 from seqroute_ray.serving.loading import load_policies
 from seqroute_ray.serving.metrics import Metrics, RayBackend
+from seqroute_ray.serving.one_node import check_one_node
 from seqroute_ray.serving.serve import SHUTDOWN_MARGIN_S
 
 MAX_ONGOING_REQUESTS = 1000  # a turn waits for its provider, not for a CPU; Serve's default is 5
@@ -71,6 +72,7 @@ def build_app(args: ServeArgs) -> Application:
     config = load_config(Path(args.config))
     check_exposure(config)
     check_hard_stop(config)
+    check_one_node(config)
     load_policies(config, config.policy)
     deployed = serve.deployment(
         max_ongoing_requests=MAX_ONGOING_REQUESTS,

@@ -96,7 +96,9 @@ def running_server(config: ServeConfig) -> Iterator[str]:
         from ray import serve  # loaded after the checks: it takes seconds
 
         from seqroute_ray.serving.app import ServeArgs, build_app
+        from seqroute_ray.serving.one_node import check_one_node
 
+        check_one_node(serving)
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
         if not started_here:  # else Serve ends with Ray
             stack.callback(serve.shutdown)

@@ -29,6 +29,7 @@ from seqroute_ray.core.storage import absolute
 from seqroute_ray.training.config import CqlConfig
 from seqroute_ray.training.ensemble import Ensemble, make_ensemble
 from seqroute_ray.training.learner import DiscreteCQLLearner, QModule
+from seqroute_ray.training.lost_learners import all_learners
 from seqroute_ray.training.placement import check_placement
 from seqroute_ray.training.reader import BatchSource, ShuffledRows, check_batch_size
 from seqroute_ray.training.sources import open_source
@@ -175,12 +176,13 @@ class DiscreteCQL(DQN):
         rows_per_step = config.train_batch_size_per_learner * max(1, config.num_learners)
         num_steps = config.dataset_num_iters_per_learner
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, num_steps * rows_per_step, reduce="lifetime_sum")
-        results = self.learner_group.update(
-            training_data=TrainingData(data_iterators=self.offline_data.sample()),
-            minibatch_size=config.train_batch_size_per_learner,
-            num_iters=num_steps,
-            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: (self.num_steps + num_steps) * rows_per_step},
-        )
+        with all_learners(self.learner_group):
+            results = self.learner_group.update(
+                training_data=TrainingData(data_iterators=self.offline_data.sample()),
+                minibatch_size=config.train_batch_size_per_learner,
+                num_iters=num_steps,
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: (self.num_steps + num_steps) * rows_per_step},
+            )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         loss = float(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, Learner.TOTAL_LOSS_KEY)))
         if not np.isfinite(loss):
@@ -201,15 +203,23 @@ class DiscreteCQL(DQN):
         if COMPONENT_LEARNER_GROUP in state:
             self.learner_group.set_state(state[COMPONENT_LEARNER_GROUP])
 
+    def save_to_path(self, *args: Any, **kwargs: Any) -> str:
+        """Raises StoppedError when a learner is lost: its part of the checkpoint may be missing."""
+        with all_learners(self.learner_group):
+            return str(super().save_to_path(*args, **kwargs))
+
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        Checkpointable.restore_from_path(self, path, *args, **kwargs)  # not Algorithm's: see set_state
+        with all_learners(self.learner_group):
+            Checkpointable.restore_from_path(self, path, *args, **kwargs)  # not Algorithm's: see set_state
 
     def network(self) -> Ensemble:
         """A copy of the learned networks; the same for local and remote learners."""
-        state = self.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"][DEFAULT_MODULE_ID]
+        with all_learners(self.learner_group):
+            module = self.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"]
         config = self.config
         network = make_ensemble(config.observation_space.shape[0], int(config.action_space.n), config.model_config)
         prefix = "network."
+        state = module[DEFAULT_MODULE_ID]
         weights = {k.removeprefix(prefix): torch.tensor(v) for k, v in state.items() if k.startswith(prefix)}
         network.load_state_dict(weights)
         return network
