@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from _servers import descendants, title
 from ray.cluster_utils import Cluster
 
+Seen = TypeVar("Seen")
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 240.0  # of anything that is waited for, on a busy machine
 POLL_S = 0.02
@@ -141,19 +142,24 @@ class Command:
         code = self.process.wait(TIMEOUT_S)
         return Ended(code, *map(_text, (self.out, self.err)))
 
-    def until(self, seen: Callable[[], bool]) -> None:
-        """Return once something is seen while the command runs."""
-        wait_until(lambda: seen() or self.process.poll() is not None)
-        assert self.process.poll() is None, _text(self.err)
+    def until(self, look: Callable[[], Seen]) -> Seen:
+        """What is seen, once it is something, while the command runs."""
+
+        def look_at_it() -> Seen:
+            assert self.process.poll() is None, _text(self.err)
+            return look()
+
+        return wait_until(look_at_it)
 
 
-def wait_until(seen: Callable[[], bool]) -> None:
-    """Raises TimeoutError."""
+def wait_until(look: Callable[[], Seen]) -> Seen:
+    """What is seen, once it is something. Raises TimeoutError."""
     deadline_s = time.monotonic() + TIMEOUT_S
-    while not seen():
+    while not (seen := look()):
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"not seen in {TIMEOUT_S:.0f} s")
         time.sleep(POLL_S)
+    return seen
 
 
 def _text(file: Any) -> str:

@@ -14,7 +14,7 @@ from tests.cluster.nodes import Nodes, WorkerNode
 from tests.support import make_sessions
 
 pytestmark = pytest.mark.ray
-NUM_SHARDS, PER_SHARD = 24, 400
+NUM_SHARDS, PER_SHARD = 40, 400
 HBR = HbrConfig(paths="sampled", num_paths=16, num_budgets=16)
 FLAGS = ("--hbr.paths", "sampled", "--hbr.num-paths", "16", "--hbr.num-budgets", "16")
 WORKER = "ray::Map"  # how a process calls itself while it relabels a shard
@@ -29,6 +29,15 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def num_done(out: Path) -> int:
+    return len(list(out.glob("receipts/*.json")))
+
+
+def at_work(workers: list[WorkerNode], out: Path) -> WorkerNode | None:
+    """One that is, once two shards are done."""
+    return next((node for node in workers if num_done(out) >= 2 and node.runs(WORKER)), None)
+
+
 def contents(out: Path) -> dict[str, bytes]:
     folder = Folder.at(out)
     return {name: folder.read(name) for name in folder.names()}
@@ -41,11 +50,10 @@ def test_a_node_that_dies_costs_relabeling_nothing_but_time(
     reference = relabel_sessions(RelabelConfig(sessions=sessions, out=whole, hbr=HBR, runner="local"))
     words = ("relabel", "--sessions", sessions, "--out", out, *FLAGS)
     with nodes.command("seqroute_ray.cli", *words) as command:
-        command.until(
-            lambda: len(list(out.glob("receipts/*.json"))) >= 2 and all(node.runs(WORKER) for node in workers)
-        )
-        nodes.kill(workers[1])
-        assert len(list(out.glob("receipts/*.json"))) < NUM_SHARDS
+        node = command.until(lambda: at_work(workers, out))
+        assert node is not None
+        nodes.kill(node)
+        assert num_done(out) < NUM_SHARDS
         result = command.ended().result
     assert result["data_fingerprint"] == reference.data_fingerprint
     assert contents(out) == contents(whole)

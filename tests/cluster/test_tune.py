@@ -37,9 +37,8 @@ def test_a_search_comes_to_its_end_when_a_node_dies(
     out = tmp_path / "found"
     words = ("tune", "--dataset", toy_dataset, "--tune-sessions", tune_sessions, "--out", out, *FLAGS, *STEPS)
     with nodes.command("seqroute_ray.cli", *words) as command:
-        command.until(lambda: bool(trials_on(workers[0], out)) and bool(trials_on(workers[1], out)))
-        (killed,) = trials_on(workers[1], out)
-        nodes.kill(workers[1])
+        node, killed = command.until(lambda: [(node, trial) for node in workers for trial in trials_on(node, out)])[0]
+        nodes.kill(node)
         nodes.add()
         result = command.ended().result
     assert (result["num_trials"], result["num_errors"]) == (NUM_TRIALS, 0)
