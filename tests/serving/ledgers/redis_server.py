@@ -28,8 +28,10 @@ class RedisServer:
         program = shutil.which("redis-server")
         if program is None:
             raise FileNotFoundError(MISSING)
+        # A cluster's own port is 10,000 above, unless it is named: too high for some, taken for others.
+        cluster = {"cluster-port": str(_free_port())} if "cluster-enabled" in self._settings else {}
         own = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self._folder), "daemonize": "no"}
-        flags = [word for name, value in (self._settings | own).items() for word in (f"--{name}", value)]
+        flags = [word for name, value in (self._settings | cluster | own).items() for word in (f"--{name}", value)]
         with open(os.devnull, "wb") as nowhere:
             self._process = subprocess.Popen([program, *flags], stdout=nowhere)
         self._wait_until_it_answers()
