@@ -26,6 +26,12 @@ class Scripted:
     num_connections: int = 0
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)  # a client closed while the script stalled
 
+    async def asked(self) -> None:
+        """Return once a first request is here. Raises TimeoutError after 10 s."""
+        async with asyncio.timeout(10):
+            while not self.bodies:
+                await asyncio.sleep(0.01)
+
 
 @asynccontextmanager
 async def scripted(*scripts: Steps) -> AsyncIterator[Scripted]:

@@ -179,8 +179,7 @@ def test_a_session_that_is_closed_while_its_turn_runs_gets_no_second_attempt(tmp
         gate = asyncio.Event()
         async with api_over(tmp_path, [gate, *refused(500)], answered()) as api:
             asking = asyncio.create_task(api.chat())
-            while not api.provider.bodies:
-                await asyncio.sleep(0.01)
+            await api.provider.asked()
             await api.call("DELETE", "/v1/sessions/s")
             gate.set()
             reply = await asking

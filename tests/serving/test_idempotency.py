@@ -57,8 +57,7 @@ def test_without_patience_a_request_beside_a_running_one_of_its_key_is_told_to_c
         gate = asyncio.Event()
         async with api_over(tmp_path, [gate, *answered()]) as api:
             first = asyncio.create_task(keyed(api))
-            while not api.provider.bodies:
-                await asyncio.sleep(0.01)
+            await api.provider.asked()
             beside = await api.chat(**PINNED, headers={"idempotency_key": "k"})
             gate.set()
             assert (await first)[0] == 200

@@ -58,8 +58,7 @@ def test_a_refusal_only_because_money_is_held_counts_as_a_false_block(tmp_path: 
         gate = asyncio.Event()
         async with api_over(tmp_path, [gate, *answered()]) as api:
             running = asyncio.create_task(api.chat(max_tokens=100_000))  # as much as the session has
-            while not api.provider.bodies:
-                await asyncio.sleep(0.01)
+            await api.provider.asked()
             refusal = await api.chat("word " * 2000)
             gate.set()
             await running
@@ -77,8 +76,7 @@ def test_a_refusal_that_the_whole_budget_could_not_pay_is_no_false_block(tmp_pat
         async with api_over(tmp_path, [gate, *answered()]) as api:
             poor = {"x_session_id": "poor", "x_session_budget_usd": "0.0001"}
             running = asyncio.create_task(api.chat(max_tokens=10, headers=poor))
-            while not api.provider.bodies:
-                await asyncio.sleep(0.01)
+            await api.provider.asked()
             refusal = await api.chat("word " * 2000, headers=poor)
             gate.set()
             await running

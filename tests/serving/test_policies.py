@@ -129,8 +129,7 @@ def test_a_swap_holds_from_the_next_turn_on_and_running_turns_end_with_theirs(tm
         async with service_over(tmp_path, [gate, *answered()], answered()) as (service, provider):
             before = service.policies.current.version
             running = asyncio.create_task(answer(service, ask_for(max_tokens=20)))
-            while not provider.bodies:
-                await asyncio.sleep(0.01)
+            await provider.asked()
             await service.swap(PolicySettings(artefact=other_policy(tmp_path)))
             after = service.policies.current.version
             beside = await answer(service, ask_for(decision_id="dec_2", max_tokens=20))

@@ -60,8 +60,7 @@ def test_an_answer_that_cannot_be_booked_reaches_its_client_and_is_booked_later(
         script: list[Step] = [gate, *(streamed("yes") if stream else answered())]
         async with api_over(tmp_path, script) as api:
             asking = asyncio.create_task(api.chat(stream=stream))
-            while not api.provider.bodies:
-                await asyncio.sleep(0.01)
+            await api.provider.asked()
             with locked(tmp_path):
                 gate.set()
                 reply = await asking
@@ -83,8 +82,7 @@ def test_a_failed_call_that_cannot_be_booked_ends_later(tmp_path: Path, script: 
         gate = asyncio.Event()
         async with api_over(tmp_path, [gate, *script]) as api:
             asking = asyncio.create_task(api.chat())
-            while not api.provider.bodies:
-                await asyncio.sleep(0.01)
+            await api.provider.asked()
             with locked(tmp_path):
                 gate.set()
                 reply = await asking
@@ -103,8 +101,7 @@ def test_a_server_that_stops_books_first_what_is_late(tmp_path: Path) -> None:
         gate = asyncio.Event()
         async with service_over(tmp_path, [gate, *answered()]) as (service, provider):
             turn = asyncio.create_task(answer(service, ask_for()))
-            while not provider.bodies:
-                await asyncio.sleep(0.01)
+            await provider.asked()
             lock = locked(tmp_path)
             lock.__enter__()
             gate.set()

@@ -49,8 +49,7 @@ async def drop_before_the_first_byte(api: Api) -> None:
         await api.chat(**ASK)
 
     asking = asyncio.create_task(ask())
-    while not api.provider.bodies:
-        await asyncio.sleep(0.01)
+    await api.provider.asked()
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
 

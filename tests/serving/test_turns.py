@@ -152,8 +152,7 @@ def test_a_client_that_hangs_up_leaves_no_reservation(tmp_path: Path) -> None:
         gate = asyncio.Event()
         async with service_over(tmp_path, [gate, *answered()]) as (service, provider):
             turn = asyncio.create_task(answer(service, ask_for()))
-            while not provider.bodies:
-                await asyncio.sleep(0.01)
+            await provider.asked()
             during = await account_of(service)
             turn.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -174,8 +173,7 @@ def test_a_server_that_stops_finishes_its_paid_turns(tmp_path: Path) -> None:
         gate = asyncio.Event()
         async with service_over(tmp_path, [gate, *answered()]) as (service, provider):
             turn = asyncio.create_task(answer(service, ask_for()))
-            while not provider.bodies:
-                await asyncio.sleep(0.01)
+            await provider.asked()
             asyncio.get_running_loop().call_later(0.1, gate.set)
         return turn.result()
 

@@ -202,8 +202,7 @@ def test_a_whole_answer_has_the_whole_time_and_no_more() -> None:
 def test_a_cancelled_start_hangs_up_at_once(script: list[bytes | str], streamed: bool) -> None:
     async def act(client: UpstreamClient, provider: Scripted) -> None:
         starting = asyncio.create_task(client.start("m", FIELDS, 64, "a", streamed))
-        while not provider.bodies:
-            await asyncio.sleep(0.005)
+        await provider.asked()
         await asyncio.sleep(0.02)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
