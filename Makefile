@@ -25,9 +25,10 @@ install: $(VENV)/.installed
 quickstart: $(VENV)/.installed
 	$(BIN)/seqroute quickstart --out runs/quickstart
 
+# In two processes: see tests/conftest.py. One test: `.venv/bin/python -m pytest tests/core/test_hbr.py`.
 test: $(VENV)/.installed-dev
 	.ci/install-redis
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Every stage on a head and two nodes, one of which is killed; minutes. `make test` runs the quickest of them.
 test-cluster: $(VENV)/.installed-dev

@@ -41,3 +41,21 @@ def ray_cluster(s3_bucket: str) -> Iterator[str]:  # noqa: ARG001 - workers inhe
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where processes share the suite: what uses the Ray cluster is for one of them, first; the rest goes by module.
+
+    Modules with a Ray of their own come next: they take longest.
+    """
+
+    def group(item: pytest.Item) -> str:
+        return "ray" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
+
+    def rank(item: pytest.Item) -> int:
+        return 0 if group(item) == "ray" else 1 if item.get_closest_marker("ray") else 2
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=rank)
