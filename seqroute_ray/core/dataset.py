@@ -63,7 +63,8 @@ TRANSITION_SCHEMA = pa.schema(
     ]
 )
 ESTIMATE_COLUMNS = tuple(field.name for field in fields(Estimates))
-_DELTA = [field.name for field in TRANSITION_SCHEMA if pa.types.is_integer(field.type)]
+_DICTIONARY = ["cost_nusd", "reward"]  # few distinct values: a question's answers cost and score the same in every path
+_DELTA = ["turn_row", "turn", "action", "remaining_nusd"]
 T = TypeVar("T")
 
 
@@ -118,8 +119,9 @@ def encode_transitions(chunks: Iterable[Transitions]) -> bytes:
         sink,
         TRANSITION_SCHEMA,
         compression="zstd",
-        use_dictionary=False,
+        use_dictionary=_DICTIONARY,
         column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
+        write_statistics=False,  # rows are read all at once
     ) as writer:
         for chunk in chunks:
             columns = [pa.array(getattr(chunk, field.name), field.type) for field in TRANSITION_SCHEMA]
@@ -140,7 +142,8 @@ def encode_turns(embedding: NDArray[np.float16], turns: TurnFeatures, difficulty
         **{name: matrix(getattr(turns.estimates, name)) for name in ESTIMATE_COLUMNS},
     }
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd", use_dictionary=["embedding"])  # texts repeat
+    in_dictionary = ["embedding"]  # texts repeat
+    pq.write_table(pa.table(columns), sink, compression="zstd", use_dictionary=in_dictionary, write_statistics=False)
     return bytes(sink.getvalue())
 
 

@@ -6,6 +6,7 @@ Training turns get *cross-fitted* estimates: from a fold that saw nothing of the
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,20 +131,24 @@ def cross_fit(seen: Observations, config: EstimatorConfig, names: tuple[str, ...
 
 def fold_of(group_id: NDArray[np.str_], num_folds: int) -> IntArray:
     """[N] fold of each group id, by hash."""
-    unique, inverse = np.unique(group_id, return_inverse=True)
-    digests = b"".join([hashlib.sha256(name.encode()).digest()[:8] for name in unique.tolist()])
-    return (np.frombuffer(digests, dtype=">u8") % num_folds).astype(np.int64)[inverse.reshape(-1)]
+    keys = np.array([_fold_key(name) for name in group_id.tolist()], dtype=np.uint64)
+    return (keys % num_folds).astype(np.int64)
+
+
+@lru_cache(maxsize=1 << 16)  # questions come again and again
+def _fold_key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def held_out(models: Sequence[OutcomeEstimator], sessions: Sessions) -> tuple[Estimates, NDArray[np.float32]]:
     """Estimates and QueryFeatures.summary of N turns, each by the one of `cross_fit` that did not see its group."""
     fold = fold_of(sessions.group_id, len(models))
-    every = replace(sessions.queries, embedding=sessions.embedding.astype(np.float32))
     estimates = Estimates.empty(len(fold), len(sessions.catalog))
     summary = np.empty((len(fold), models[0].features.summary_width), dtype=np.float32)
     for left_out, model in enumerate(models):
         rows = np.flatnonzero(fold == left_out)
-        queries = every.take(rows)
+        queries = sessions.queries.take(rows)
+        queries = replace(queries, embedding=queries.embedding.astype(np.float32))
         summary[rows] = model.features.summary(queries)
         estimates.put(rows, model.predict_from(summary[rows], queries, sessions.catalog))
     return estimates, summary

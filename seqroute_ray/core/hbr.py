@@ -128,23 +128,42 @@ def paths_kind(sessions: Sessions, config: HbrConfig) -> tuple[NDArray[np.str_],
 def _relabel_chunk(
     sessions: Sessions, index: IntArray, kind: NDArray[np.str_], reference_cost_usd: float, config: HbrConfig
 ) -> Transitions:
-    """Transitions of the sessions at `index`: those of one length and kind at once, then put in order."""
-    counts, parts = [], []
+    """Transitions of the sessions at `index`: those that are alike at once, then put in order."""
+    alike, counts, parts = [], [], []
     length = sessions.num_turns[index]
-    for paths, num_turns in sorted(set(zip(kind.tolist(), length.tolist(), strict=True))):
-        alike = index[(kind == paths) & (length == num_turns)]
-        count, rows = _relabel_alike(sessions, alike, paths, num_turns, reference_cost_usd, config)
-        counts.append(np.repeat(alike, count))
+    # All paths of a session are as many as its length says. Of the other kinds all have as many; up to twice the mean
+    # length they are padded to the longest, as are those of up to four times it, and so on: little is done for nothing.
+    size = np.where(kind == "all", length, np.ceil(np.log2(np.maximum(length / (2 * length.mean()), 1))))
+    for paths, same in sorted(set(zip(kind.tolist(), size.tolist(), strict=True))):
+        alike.append(np.flatnonzero((kind == paths) & (size == same)))
+        count, rows = _relabel_alike(sessions, index[alike[-1]], paths, reference_cost_usd, config)
+        counts.append(count)
         parts.append(rows)
-    merged = Transitions.concatenate(parts)
-    return merged if len(parts) == 1 else merged.take(np.argsort(np.concatenate(counts), kind="stable"))
+    if len(parts) == 1:
+        return parts[0]
+    count, in_order = np.concatenate(counts), np.argsort(np.concatenate(alike))
+    start = (np.cumsum(count) - count)[in_order]
+    count = count[in_order]
+    return Transitions.concatenate(parts).take(_runs(start, count))
+
+
+def _runs(start: IntArray, count: IntArray) -> IntArray:
+    """start[0], start[0] + 1, ..., so many as count[0] says; then those of start[1]; and so on."""
+    return np.asarray(np.repeat(start - (np.cumsum(count) - count), count) + np.arange(count.sum()))
 
 
 def _relabel_alike(
-    sessions: Sessions, index: IntArray, kind: str, length: int, reference_cost_usd: float, config: HbrConfig
+    sessions: Sessions, index: IntArray, kind: str, reference_cost_usd: float, config: HbrConfig
 ) -> tuple[IntArray, Transitions]:
-    """Transitions of sessions of one length and kind of paths, and how many each of them gave."""
-    turn_rows = sessions.offsets[index][:, None] + np.arange(length)  # [S, T]
+    """Transitions of sessions of one kind and number of paths, and how many each of them gave.
+
+    T turns are replayed of each, as many as the longest has; what is beyond a session's end is cut off.
+    """
+    num_turns = sessions.num_turns[index]
+    length = int(num_turns.max())
+    turns = np.arange(length, dtype=np.int16)
+    inside = turns < num_turns[:, None]  # [S, T]
+    turn_rows = sessions.offsets[index][:, None] + np.minimum(turns, num_turns[:, None] - 1)  # [S, T]
     keys = text_keys(config.seed, sessions.session_id[index].tolist())
     actions = paths_of(sessions, turn_rows, keys, kind, config)  # [S, P, T]
     cost_nusd, quality = outcomes_of(sessions, turn_rows, actions, kind)  # [S, P, T]
@@ -153,19 +172,20 @@ def _relabel_alike(
     remaining = budgets_nusd[:, :, :, None] - spent_before[:, :, None, :]  # [S, P, B, T]
     bankrupt = cost_nusd[:, :, None, :] > remaining
     # Costs are not negative: what remains is negative exactly from the turn after the bankrupting one on.
-    keep: BoolArray = (remaining >= 0) & (bankrupt | np.isfinite(quality)[:, :, None, :])
+    keep: BoolArray = (remaining >= 0) & (bankrupt | np.isfinite(quality)[:, :, None, :]) & inside[:, None, None, :]
     at = np.flatnonzero(keep)
     path, turn = at // (keep.shape[2] * length), at % length  # [M] path: of S * P
     bankrupt = bankrupt.reshape(-1)[at]
     step = path * length + turn
+    session = path // actions.shape[1]
     rows = Transitions(
-        turn_row=turn_rows.astype(np.int32)[path // actions.shape[1], turn],
+        turn_row=turn_rows.astype(np.int32)[session, turn],
         turn=turn.astype(np.int16),
         action=actions.astype(np.int16).reshape(-1)[step],
         remaining_nusd=remaining.reshape(-1)[at],
         cost_nusd=cost_nusd.reshape(-1)[step],
         reward=np.where(bankrupt, np.float32(-config.bankruptcy_penalty), quality.reshape(-1)[step]),
-        terminated=bankrupt | (turn == length - 1),
+        terminated=bankrupt | (turn == num_turns[session] - 1),
         bankrupt=bankrupt,
     )
     return np.count_nonzero(keep.reshape(len(index), -1), axis=1), rows

@@ -167,9 +167,7 @@ def observed_outcomes(sessions: Sessions) -> tuple[FloatArray, FloatArray]:
 def fixed_binary(rows: NDArray[np.float16]) -> pa.FixedSizeBinaryArray:
     """[N, D] float16 as N binary cells of 2 D bytes: the compact form of an embedding on disk."""
     data = np.ascontiguousarray(rows, dtype="<f2")
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(2 * data.shape[1]), len(data), [None, pa.py_buffer(data.tobytes())]
-    )
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * data.shape[1]), len(data), [None, pa.py_buffer(data)])
 
 
 def from_fixed_binary(column: pa.FixedSizeBinaryArray) -> NDArray[np.float16]:

@@ -24,7 +24,7 @@ def difficulty(outcome_quality: NDArray[np.floating], cheapest: int, strongest: 
 
 def strata(turn_difficulty: IntArray, bankrupt: NDArray[np.bool_]) -> IntArray:
     """[M] stratum of transitions, by their turn's difficulty [M]; the odd ones bankrupt."""
-    return 2 * turn_difficulty.astype(np.int64) + bankrupt
+    return (2 * turn_difficulty + bankrupt).astype(np.int64)
 
 
 def stratum_names() -> list[tuple[str, bool]]:

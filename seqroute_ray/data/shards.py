@@ -7,11 +7,13 @@ the same.
 import json
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from seqroute_ray.core import dataset as ds
 from seqroute_ray.core.arrays import IntArray
@@ -32,6 +34,17 @@ OWN_FILE = re.compile(
 )
 COUNTS = ("num_sessions", "num_turns", "num_transitions", "num_bankrupt")
 SHARD_FIELDS = ("shard", "key", *COUNTS, "strata", "turns_sha256", "transitions_sha256")
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """For linear algebra: sums of floats depend on how they are split, and small matrices gain nothing from more."""
+    return _loaded_libraries().limit(limits=1, user_api="blas")  # type: ignore[no-any-return]
+
+
+@cache
+def _loaded_libraries() -> ThreadpoolController:
+    """Found once a process: the search reads the process's memory map."""
+    return ThreadpoolController()
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,7 @@ class Shards:
         key: str,
     ) -> "Shards":
         """Fit the estimators on a sample. key: of the settings."""
-        # One thread: sums of floats depend on how they are split, and several are slower on these small matrices.
-        with threadpool_limits(1, "blas"):
+        with one_thread():
             seen = observe(sessions.sample(max_fit_sessions))
             models = cross_fit(seen, estimator_config, sessions.catalog.names)
             estimator = ds.encode_estimator(fit_estimator(seen, estimator_config, sessions.catalog.names))
@@ -81,7 +93,7 @@ class Shards:
 
     def features(self, sessions: Sessions) -> TurnFeatures:
         """Of the sessions' turns, each estimated by a fold that did not see its group."""
-        with threadpool_limits(1, "blas"):
+        with one_thread():
             estimates, summary = held_out(self.models, sessions)
         return TurnFeatures(estimates, running_mean(summary, sessions.offsets))
 

@@ -21,7 +21,8 @@ REFERENCE_USD = 0.01
 
 @st.composite
 def random_sessions(draw: st.DrawFn) -> Sessions:
-    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=6))
+    some_are_long = st.integers(1, 6) | st.just(40)
+    lengths = draw(st.lists(some_are_long, min_size=1, max_size=6))
     return make_sessions(lengths, num_models=draw(st.integers(1, 3)), seed=draw(st.integers(0, 2**32 - 1)))
 
 
