@@ -101,6 +101,9 @@ class DiscreteCQLLearner(DQNTorchLearner):
     def build(self) -> None:
         super().build()
         self.num_steps = 0  # gradient steps so far: also the batches drawn, which tells the reader where to go on
+        for optimizer in self._optimizers_on_gpu():
+            # RLlib's first rate is a tensor there: Adam would take one parameter at a time, and wait at each.
+            self._set_optimizer_lr(optimizer, float(self._get_optimizer_lr(optimizer)))
 
     def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Any, fwd_out: Any) -> torch.Tensor:
         columns = dict(batch)  # RLlib's batch has no get
@@ -137,3 +140,10 @@ class DiscreteCQLLearner(DQNTorchLearner):
         super().set_state(state)
         if NUM_STEPS in state:
             self.num_steps, self.iterator = state[NUM_STEPS], None
+        for optimizer in self._optimizers_on_gpu():
+            # RLlib puts Adam's counters on the GPU; where they begin, in main memory, reading them waits for nothing.
+            for moments in optimizer.state.values():
+                moments["step"] = moments["step"].to("cpu", torch.float32)
+
+    def _optimizers_on_gpu(self) -> list[torch.optim.Optimizer]:
+        return list(self._named_optimizers.values()) if self.device.type == "cuda" else []
