@@ -5,6 +5,7 @@ made by a thread while the learner works on the batch before. The n-th batch of 
 and of n: training goes on after a restart where it was.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from seqroute_ray.training.permutation import Permutation
 BANKRUPT = "bankrupt"  # [N]; without it no transition is
 WEIGHTS = "weights"  # [N] of the rows in the loss; without it all count alike
 ALLOWED, NEXT_ALLOWED = "action_mask", "next_action_mask"  # [N, A] in the present and the next state; without: all
+
+# Batches in the making, a thread each: one keeps up with a learner on a CPU, which a GPU leaves behind.
+NUM_AHEAD = {"cpu": 1, "cuda": 2}
 
 Batch = dict[str, NDArray[Any]]
 
@@ -81,21 +85,26 @@ class ShuffledBatches:
         self._batches_per_epoch = self._rows_per_shard // batch_size
         parts = source.network
         self._noisy = slice(NUM_MONEY, parts["num_context"]) if "num_context" in parts else slice(0)
-        self._thread, self._next = ThreadPoolExecutor(1), first_batch
-        self._ahead = self._thread.submit(self._batch, first_batch)
+        num_ahead = NUM_AHEAD.get(device.type, 1)
+        self._threads, self._next = ThreadPoolExecutor(num_ahead), first_batch
+        self._ahead = deque(self._threads.submit(self._batch, first_batch + i) for i in range(num_ahead))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for _ in range(self._next % self._batches_per_epoch, self._batches_per_epoch):
-            batch = self._ahead.result()
+            batch = self._ahead.popleft().result()
             self._next += 1
-            self._ahead = self._thread.submit(self._batch, self._next)
+            self._ahead.append(self._threads.submit(self._batch, self._next + len(self._ahead)))
             yield batch
 
     def _batch(self, index: int) -> dict[str, torch.Tensor]:
-        return {
-            f"{DEFAULT_MODULE_ID}/{name}": torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
-            for name, values in self._arrays(index).items()
-        }
+        return {f"{DEFAULT_MODULE_ID}/{name}": self._tensor(values) for name, values in self._arrays(index).items()}
+
+    def _tensor(self, values: NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if self._device.type != "cuda":
+            return tensor.to(self._device)
+        # From pinned memory the copy queues behind the learner's work; from other memory this thread would wait for it.
+        return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _arrays(self, index: int) -> Batch:
         rows, (epoch, place) = self._rows, divmod(index, self._batches_per_epoch)

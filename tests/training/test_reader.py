@@ -37,7 +37,15 @@ from seqroute_ray.core.storage import Folder
 from seqroute_ray.core.strata import strata
 from seqroute_ray.data.relabel import RelabelConfig, RelabelReport, relabel_sessions
 from seqroute_ray.training.config import TrainConfig
-from seqroute_ray.training.reader import ALLOWED, BANKRUPT, NEXT_ALLOWED, BatchSource, ShuffledBatches, ShuffledRows
+from seqroute_ray.training.reader import (
+    ALLOWED,
+    BANKRUPT,
+    NEXT_ALLOWED,
+    NUM_AHEAD,
+    BatchSource,
+    ShuffledBatches,
+    ShuffledRows,
+)
 from seqroute_ray.training.relabeled import TRANSITION_ROW, RelabeledData
 from seqroute_ray.training.row_files import made_once
 from seqroute_ray.training.sources import open_dataset
@@ -250,13 +258,17 @@ def test_history_noise_falls_on_what_a_session_was_about_and_on_both_states_alik
 
 
 @pytest.mark.ray
-def test_batches_go_on_from_any_place(toy_dataset: RelabelReport) -> None:
+@pytest.mark.parametrize("num_ahead", [1, 3])
+def test_batches_go_on_from_any_place_however_many_are_made_ahead(
+    toy_dataset: RelabelReport, num_ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = RelabeledData.open(toy_dataset.out, 1000.0)
     rows = ShuffledRows(None, len(source), 1, 2, 5, 0.3)
     per_epoch = len(source) // 2 // 4096
     batches = ShuffledBatches(rows, source, 4096, CPU, 0)
     whole = [batch for _ in range(2) for batch in batches]
     assert len(whole) == 2 * per_epoch
+    monkeypatch.setitem(NUM_AHEAD, "cpu", num_ahead)
     for first in (per_epoch - 1, per_epoch, per_epoch + 2):
         later = ShuffledBatches(rows, source, 4096, CPU, first)
         resumed = [batch for _ in range(2) for batch in later]
