@@ -1,5 +1,7 @@
 """Whether the cluster can hold the learners: asked before the start, for Ray waits for what is missing in silence."""
 
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,6 +15,16 @@ TIMEOUT_S = 20.0  # for resources that others may give back
 WAY_OUT = "lower num_learners or num_gpus_per_learner, or add nodes"
 
 
+@dataclass(frozen=True)
+class Cuda:
+    """What torch sees where a learner would be."""
+
+    node: str
+    torch_version: str
+    num_gpus: int
+    gpu: str  # which of them Ray gave it; empty in a process that is not a worker of Ray
+
+
 def check_placement(config: Any, timeout_s: float = TIMEOUT_S) -> None:
     """Raises ConfigError, within half a minute, naming what the learners of an AlgorithmConfig lack.
 
@@ -21,7 +33,7 @@ def check_placement(config: Any, timeout_s: float = TIMEOUT_S) -> None:
     num_gpus = float(config.num_gpus_per_learner)
     if config.num_learners == 0:
         if num_gpus:
-            _check_cuda([_cuda()])
+            check_cuda([_cuda()], num_gpus)
         return
     if get_current_placement_group() is not None:
         return
@@ -46,7 +58,7 @@ def check_placement(config: Any, timeout_s: float = TIMEOUT_S) -> None:
                 f"{WAY_OUT}, or wait for other work to end"
             )
         if num_gpus:
-            _check_cuda(ray.get([_probe(group, bundle, num_gpus) for bundle in range(config.num_learners)]))
+            check_cuda(ray.get([_probe(group, bundle, num_gpus) for bundle in range(config.num_learners)]), num_gpus)
     finally:
         remove_placement_group(group)
 
@@ -55,9 +67,10 @@ def in_words(resources: dict[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
-def _cuda() -> tuple[str, bool, str]:
-    """Node, whether torch sees a GPU there, version of torch."""
-    return ray.util.get_node_ip_address(), torch.cuda.is_available(), str(torch.__version__)
+def _cuda() -> Cuda:
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpu = ",".join(map(str, ray.get_gpu_ids()))
+    return Cuda(ray.util.get_node_ip_address(), str(torch.__version__), num_gpus, gpu)
 
 
 def _probe(group: Any, bundle: int, num_gpus: float) -> Any:
@@ -65,10 +78,22 @@ def _probe(group: Any, bundle: int, num_gpus: float) -> Any:
     return ray.remote(_cuda).options(num_cpus=0, num_gpus=num_gpus, scheduling_strategy=place).remote()
 
 
-def _check_cuda(nodes: list[tuple[str, bool, str]]) -> None:
-    for node, has_cuda, version in nodes:
-        if not has_cuda:
+def check_cuda(learners: list[Cuda], num_gpus: float) -> None:
+    """Raises ConfigError where a learner's torch sees too few GPUs of the num_gpus, or two learners share one."""
+    for learner in learners:
+        if learner.num_gpus == 0:
             raise ConfigError(
-                f"a learner asks for a GPU, but torch {version} on {node} sees none; install a torch with CUDA there "
-                "(see README), or set num_gpus_per_learner to 0"
+                f"a learner asks for a GPU, but torch {learner.torch_version} on {learner.node} sees none; install a "
+                "torch with CUDA there (see README), or set num_gpus_per_learner to 0"
             )
+        if learner.num_gpus < num_gpus:
+            raise ConfigError(
+                f"a learner asks for {num_gpus:g} GPUs, but torch on {learner.node} sees {learner.num_gpus}; set "
+                "num_gpus_per_learner to 1: a learner computes on one"
+            )
+    (gpu, num_learners), *_ = Counter((learner.node, learner.gpu) for learner in learners).most_common(1)
+    if num_learners > 1:  # NCCL, by which they share their gradients, refuses, in pages that name neither
+        raise ConfigError(
+            f"{num_learners} learners would share the GPU {gpu[1]} of {gpu[0]}, which NCCL does not allow; set "
+            "num_gpus_per_learner to 1, or train with one learner"
+        )

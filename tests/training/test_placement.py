@@ -10,7 +10,7 @@ import torch
 from ray.util import placement_group, remove_placement_group
 
 from seqroute_ray.core.errors import ConfigError
-from seqroute_ray.training.placement import TIMEOUT_S, check_placement
+from seqroute_ray.training.placement import TIMEOUT_S, Cuda, check_cuda, check_placement
 from seqroute_ray.training.rllib import DiscreteCQLConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -42,6 +42,15 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
 def test_a_gpu_without_cuda_in_this_process_is_named() -> None:
     with pytest.raises(ConfigError, match=r"asks for a GPU, but torch .* sees none; install a torch with CUDA"):
         check_placement(learners(0, num_gpus_per_learner=1))
+
+
+def test_more_gpus_than_torch_sees_and_a_gpu_of_two_learners_are_named() -> None:
+    here, there = Cuda("10.0.0.1", "2.9", 1, "0"), Cuda("10.0.0.2", "2.9", 1, "0")
+    check_cuda([here, there], 0.5)
+    with pytest.raises(ConfigError, match=r"asks for 2 GPUs, but torch on 10.0.0.1 sees 1; set num_gpus_per_learner"):
+        check_cuda([here], 2)
+    with pytest.raises(ConfigError, match=r"2 learners would share the GPU 0 of 10.0.0.2, which NCCL does not allow"):
+        check_cuda([here, there, there], 0.5)
 
 
 def test_the_algorithm_asks_before_it_starts(toy_dataset: Any) -> None:
