@@ -1,4 +1,4 @@
-# make install | quickstart | test | test-cluster | lint | validate-deploy | audit | bench: each makes .venv first, with the pinned versions of
+# make install | quickstart | test | test-cluster | test-gpu | lint | validate-deploy | audit | bench: each makes .venv first, with the pinned versions of
 # constraints.txt.
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
-.PHONY: install quickstart test test-cluster lint validate-deploy audit bench bench-quality clean
+.PHONY: install quickstart test test-cluster test-gpu lint validate-deploy audit bench bench-quality clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ test: $(VENV)/.installed-dev
 test-cluster: $(VENV)/.installed-dev
 	.ci/install-redis
 	$(BIN)/python -m pytest tests/cluster -m "" --durations 0
+
+# Training on an NVIDIA GPU; minutes. Needs a torch with CUDA, and fails where there is none.
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/gpu -m "" --durations 0
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
