@@ -48,6 +48,7 @@ class Settings:
     num_rounds: int = 16  # of the interleaved measurement
     steps_a_round: int = 30
     num_stock_rows: int = 196_608  # of the comparison with RLlib's own pipeline
+    num_gpus: float = 0  # of first_step
     seed: int = 0
     out: Path = Path("runs/train")
     measure: What | None = None  # one measurement, as a process of its own
@@ -62,7 +63,7 @@ class Settings:
 
     @property
     def cql(self) -> CqlConfig:
-        return CqlConfig(batch_size=self.batch_size, seed=self.seed)
+        return CqlConfig(batch_size=self.batch_size, seed=self.seed, num_gpus_per_learner=self.num_gpus)
 
 
 def make_dataset(settings: Settings) -> None:
@@ -100,7 +101,8 @@ def interleaved(settings: Settings) -> Measured:
     open_rows = partial(open_dataset, settings.dataset, cql.sampling, cql.memory_mb)
     config = algorithm_config(open_rows, cql, header.bankruptcy_penalty)
     algorithm = config.offline_data(dataset_num_iters_per_learner=settings.steps_a_round).build_algo()
-    plain = PlainLoop(open_rows(), cql, header.bankruptcy_penalty)
+    source = open_rows()
+    plain = PlainLoop(source, encoded(source), cql, header.bankruptcy_penalty)
     algorithm.train()
     plain.run(settings.steps_a_round)
     ours_s, plain_s, ours_cpu_s, plain_cpu_s = (list[float]() for _ in range(4))
@@ -125,10 +127,18 @@ def interleaved(settings: Settings) -> Measured:
     }
 
 
-class PlainLoop:
-    """What a user would write in torch alone, on encoded states in memory."""
+def encoded(source: Any, device: str = "cpu") -> dict[str, Any]:
+    """All columns of a BatchSource as tensors."""
+    import torch
 
-    def __init__(self, source: Any, cql: CqlConfig, penalty: float) -> None:
+    parts = [source.batch(np.arange(a, min(a + 65_536, len(source)))) for a in range(0, len(source), 65_536)]
+    return {k: torch.from_numpy(np.concatenate([part[k] for part in parts])).to(device) for k in parts[0]}
+
+
+class PlainLoop:
+    """What a user would write in torch alone, on encoded states in memory, or in a GPU's."""
+
+    def __init__(self, source: Any, columns: dict[str, Any], cql: CqlConfig, penalty: float) -> None:
         import copy
 
         import torch
@@ -137,15 +147,14 @@ class PlainLoop:
         from seqroute_ray.core.mdp import NUM_MONEY
         from seqroute_ray.training.cql import make_network
 
-        parts = [source.batch(np.arange(a, min(a + 65_536, len(source)))) for a in range(0, len(source), 65_536)]
-        self.columns = {k: torch.from_numpy(np.concatenate([part[k] for part in parts])) for k in parts[0]}
+        self.columns, self.device = columns, columns[Columns.OBS].device
         self.cql, self.penalty, self.names = cql, penalty, Columns
         self.history = slice(NUM_MONEY, source.network["num_context"])
         settings = {"fcnet_hiddens": cql.hidden, "risk_hidden": cql.risk_hidden, **source.network}
-        self.network = make_network(source.state_dim, source.num_actions, settings)
+        self.network = make_network(source.state_dim, source.num_actions, settings).to(self.device)
         self.target = copy.deepcopy(self.network)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=cql.lr)
-        self.order = torch.randperm(len(source))
+        self.order = torch.randperm(len(source), device=self.device)
         self.at = 0
 
     def run(self, num_steps: int) -> None:
@@ -157,7 +166,7 @@ class PlainLoop:
         cql, names = self.cql, self.names
         for _ in range(num_steps):
             if self.at + cql.batch_size > len(self.order):
-                self.order, self.at = torch.randperm(len(self.order)), 0
+                self.order, self.at = torch.randperm(len(self.order), device=self.device), 0
             rows = self.order[self.at : self.at + cql.batch_size]
             self.at += cql.batch_size
             batch = {name: values[rows] for name, values in self.columns.items()}
