@@ -56,6 +56,7 @@ class Settings:
     measure: What | None = None  # one measurement, as a process of its own
     sessions: Path | None = None  # what it measures
     num_cpus: int = 2  # of Ray's workers
+    warm_up: Path | None = None  # sessions that Ray relabels first, before the clock: its workers are up then
 
 
 def hbr_config(settings: Settings) -> HbrConfig:
@@ -209,6 +210,8 @@ def measure_job(settings: Settings, source: SessionFile) -> Measured:
     assert settings.measure in ("local", "ray")
     if settings.measure == "ray":
         ray.init(num_cpus=settings.num_cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+        if settings.warm_up is not None:
+            run_shards(prepare(settings, SessionFile.scan(settings.warm_up), "warm-up"), "ray")
     before_s, wall = cluster_cpu_s(), time.perf_counter()
     rows, _ = run_shards(shards, settings.measure)
     wall_s, after_s = time.perf_counter() - wall, cluster_cpu_s()
