@@ -184,8 +184,9 @@ def cql_loss(
 ) -> CqlLoss:
     """Squared error of quality, cross entropy of bankruptcy, and the conservative term over the actions allowed.
 
-    action: [N] int64. allowed: [N, A], None allows all; the logged action always counts as allowed. weight: [N] of
-    the rows, of mean 1; None: all alike.
+    action: [N] int64. allowed: [N, A], None allows all; the conservative term always counts the logged action as
+    allowed. The bankruptcy head learns nothing from rows whose action is not: no policy takes it there, and what mostly
+    bankrupts would blur what rarely does. weight: [N] of the rows, of mean 1; None: all alike.
     """
     quality, bankruptcy_logit = heads.at(action)
 
@@ -193,9 +194,8 @@ def cql_loss(
         return loss.mean() if weight is None else (weight * loss).mean()
 
     quality_loss = mean(functional.mse_loss(quality, targets.quality, reduction="none"))
-    bankruptcy_loss = mean(
-        functional.binary_cross_entropy_with_logits(bankruptcy_logit, targets.bankruptcy, reduction="none")
-    )
+    entropy = functional.binary_cross_entropy_with_logits(bankruptcy_logit, targets.bankruptcy, reduction="none")
+    bankruptcy_loss = mean(entropy if allowed is None else entropy * allowed.gather(1, action.unsqueeze(1)).squeeze(1))
     q_values = heads.q_values(penalty)
     possible = masked(q_values, None if allowed is None else allowed.scatter(1, action.unsqueeze(1), True))
     conservative = mean(functional.cross_entropy(possible, action, reduction="none"))

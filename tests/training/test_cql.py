@@ -37,6 +37,20 @@ def test_cloning_ignores_rewards_and_bankruptcies() -> None:
     assert len(totals) == 1
 
 
+def test_the_bankruptcy_head_learns_nothing_from_actions_that_are_not_allowed() -> None:
+    chance = torch.zeros(3, 2, requires_grad=True)  # logits
+    heads = Heads(torch.zeros(3, 2), chance)
+    action, targets = torch.tensor([0, 1, 0]), Targets(torch.full((3,), 2.0), torch.tensor([0.5, 1.0, 1.0]))
+    allowed = torch.tensor([[True, True], [True, False], [False, True]])
+    loss = cql_loss(heads, action, targets, td_weight=1.0, cql_alpha=0.0, penalty=1.0, allowed=allowed)
+    assert loss.bankruptcy.item() == pytest.approx(math.log(2) / 3)  # of the first row, over all rows
+    assert loss.quality.item() == 4.0  # of all rows
+    weighted = cql_loss(heads, action, targets, 1.0, 0.0, 1.0, allowed, weight=torch.tensor([1.5, 1.0, 0.5]))
+    assert weighted.bankruptcy.item() == pytest.approx(1.5 * math.log(2) / 3)
+    (slope,) = torch.autograd.grad(loss.total, chance)
+    assert not slope[1:].any()
+
+
 def test_targets_are_double_q_over_allowed_actions_and_end_at_the_end() -> None:
     online = Heads(torch.tensor([[1.0, 9.0]]).repeat(3, 1), torch.full((3, 2), logit(0.5)))
     target = Heads(torch.tensor([[2.0, 4.0]]).repeat(3, 1), torch.tensor([[logit(0.2), logit(0.4)]]).repeat(3, 1))
