@@ -15,7 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +31,8 @@ from seqroute_ray.core.fitting import EstimatorConfig, Observations, fit_estimat
 from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout, TurnFeatures, encode_state
 from seqroute_ray.core.policy import Perceptron, PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries
+from seqroute_ray.core.risk import RiskTable
+from seqroute_ray.core.risk_plan import MAX_MONEY, MIN_MONEY, NUM_MONEY_STEPS
 from seqroute_ray.data.bundled import Outcomes, load_outcomes
 from seqroute_ray.data.sample import DEFAULT_POOL, FINDINGS_POOL
 from seqroute_ray.training.config import CqlConfig
@@ -82,7 +84,7 @@ def queries_of(outcomes: Outcomes) -> Queries:
 
 
 def make_policy(outcomes: Outcomes, rng: np.random.Generator, ensemble_size: int) -> PolicyArtefact:
-    """A fitted estimator and a random network."""
+    """A fitted estimator with random chances of bankruptcy, and a random network."""
     log_tokens = np.log(np.maximum(outcomes.completion_tokens, 1))
     seen = Observations(queries_of(outcomes), outcomes.quality.astype(np.float64), log_tokens, outcomes.query_id)
     estimator, cql = fit_estimator(seen, EstimatorConfig(), outcomes.catalog.names), CqlConfig()
@@ -98,11 +100,17 @@ def make_policy(outcomes: Outcomes, rng: np.random.Generator, ensemble_size: int
         perceptron(rng, [layout.num_context + NUM_AFTER, *risk_hidden, 1]),
         layout.num_context,
     )
+    num_types, num_models = estimator.features.num_types, len(outcomes.catalog)
+    risk = RiskTable(
+        chance=rng.random((MAX_TURNS, num_types, num_models, NUM_MONEY_STEPS), dtype=np.float32),
+        money_usd=np.geomspace(MIN_MONEY, MAX_MONEY, NUM_MONEY_STEPS) * REFERENCE_COST_USD,
+        mean_cost_usd=rng.random((num_types, num_models)) * REFERENCE_COST_USD / MAX_TURNS,
+    )
     return PolicyArtefact(
         catalog=outcomes.catalog,
         embedder="wordllama",
         layout=layout,
-        estimator=estimator,
+        estimator=replace(estimator, risk=risk),
         network=network,
         risk=RiskPrices((1.0,), (PENALTY,)),
     )
@@ -128,7 +136,11 @@ def decide_batch(artefact: PolicyArtefact, asked: Asked) -> IntArray:
     history = (asked.earlier_summary + summary) / (asked.number + 1).astype(np.float32)[:, None]
     state = encode_state(artefact.layout, TurnFeatures(estimates, history), asked.remaining_usd, asked.number)
     allowed = mdp.affordable(estimates.cost_usd, estimates.cost_high_usd, asked.remaining_usd)
-    q_values = artefact.network.values(state).q_values(PENALTY)
+    values = artefact.network.values(state)
+    if artefact.estimator.risk is not None:
+        planned = artefact.estimator.risk.at(summary[:, :-1], asked.number, asked.remaining_usd, estimates.cost_usd)
+        values = replace(values, bankruptcy=planned)
+    q_values = values.q_values(PENALTY)
     return policy.lambda_greedy(q_values, estimates.cost_usd, allowed, LAMBDA_PER_USD)
 
 

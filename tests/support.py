@@ -16,6 +16,7 @@ from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout, TurnFeatures
 from seqroute_ray.core.money import to_nusd
 from seqroute_ray.core.policy import Perceptron, PolicyArtefact, QNetwork, RiskPrices
 from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries, QueryFeatures
+from seqroute_ray.core.risk import RiskTable
 from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.evaluation.replay import Policy, ReplayData, Turns
 
@@ -117,6 +118,16 @@ def make_estimator(num_models: int = 2, seed: int = 0, num_dims: int = DIMS) -> 
         runaway_log_tokens=np.log(8 * MEAN_COST_USD / make_catalog(num_models).usd_per_token()[1]).astype(np.float32),
         log_mean_shift=np.full(num_models, 0.02, dtype=np.float32),
         high_deviations=np.full(num_models, 2.0, dtype=np.float32),
+    )
+
+
+def make_risk(num_models: int = 2, num_types: int = len(TYPES), num_turns: int = 6, seed: int = 0) -> RiskTable:
+    """Random chances of bankruptcy."""
+    rng = np.random.default_rng(seed)
+    return RiskTable(
+        chance=rng.random((num_turns, num_types, num_models, 20), dtype=np.float32),
+        money_usd=np.geomspace(1e-3, 20.0, 20) * MEAN_COST_USD,
+        mean_cost_usd=rng.random((num_types, num_models)) * MEAN_COST_USD,
     )
 
 

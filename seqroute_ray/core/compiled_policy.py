@@ -28,6 +28,7 @@ from seqroute_ray.core.mdp import (
 )
 from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.queries import MAX_LENGTH
+from seqroute_ray.core.risk import RiskTable
 
 MAX_LOGIT = 30.0  # as in ridge.sigmoid
 MAX_LOG = 88.7  # of a float32: the batch path has infinite costs there
@@ -94,6 +95,7 @@ class CompiledPolicy:
         self._models = _models(artefact)
         self._turns_left, self._reference_usd = layout.expected_turns_left, layout.reference_cost_usd
         self._network, self._estimate_weight = FusedNetwork(artefact.network), artefact.network.estimate_weight
+        self._risk = None if estimator.risk is None else _CompiledRisk(estimator.risk)
 
     def outlook(self, turn: Turn) -> Outlook:
         """Raises DataError when the embedding has not the fitted width."""
@@ -109,7 +111,10 @@ class CompiledPolicy:
         outputs = self._network.outputs(context, self._after(turn, estimates, turns_left))
         weight = self._estimate_weight
         quality = [weight * now + beyond for now, (beyond, _) in zip(estimates.quality, outputs, strict=True)]
-        bankruptcy = [_sigmoid(logit) for _, logit in outputs]
+        if self._risk is None:
+            bankruptcy = [_sigmoid(logit) for _, logit in outputs]
+        else:
+            bankruptcy = self._risk.at(summary[:-1], turn, estimates.cost_usd)
         return Outlook(summary, estimates.cost_usd, estimates.cost_high_usd, quality, bankruptcy)
 
     def _summary(self, turn: Turn, fitted: NDArray[np.float32]) -> list[float]:
@@ -181,6 +186,32 @@ class CompiledPolicy:
                 log(runaway * _sigmoid(excess / RUNAWAY_BLUR) + MIN_RUNAWAY) / 2 + 2,
             )
         return np.array(after, dtype=np.float32).reshape(-1, NUM_AFTER)
+
+
+class _CompiledRisk:
+    """A risk.RiskTable as lists."""
+
+    def __init__(self, table: RiskTable) -> None:
+        self._chance, self._mean_cost_usd = table.chance.tolist(), table.mean_cost_usd.tolist()
+        self._least_usd, self._last = float(table.money_usd[0]), len(table.money_usd) - 1
+        self._log_least = math.log(self._least_usd)
+        self._log_step = math.log(float(table.money_usd[1])) - self._log_least
+
+    def at(self, share: list[float], turn: Turn, cost_usd: list[float]) -> list[float]:
+        """[K] of RiskTable.at."""
+        by_type = self._chance[min(turn.num_earlier, len(self._chance) - 1)]
+        of_types = [(x, by_type[kind], self._mean_cost_usd[kind]) for kind, x in enumerate(share) if x > 0]
+        chances = []
+        for model, cost in enumerate(cost_usd):
+            typical_usd = sum(x * mean[model] for x, _, mean in of_types)
+            money_usd = max(turn.remaining_usd - (cost - typical_usd), self._least_usd)
+            place = min((math.log(money_usd) - self._log_least) / self._log_step, self._last)
+            low = min(int(place), self._last - 1)
+            above = place - low
+            chances.append(
+                sum(x * ((1 - above) * table[model][low] + above * table[model][low + 1]) for x, table, _ in of_types)
+            )
+        return chances
 
 
 def _models(artefact: PolicyArtefact) -> list[_Model]:

@@ -29,7 +29,7 @@ from seqroute_ray.core.mdp import StateLayout, TurnFeatures
 from seqroute_ray.core.sessions import fixed_binary
 from seqroute_ray.core.storage import Folder, Location, one_line
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST, ESTIMATOR, TURNS, TRANSITIONS = "manifest.json", "estimator.npz", "turns", "transitions"
 MANIFEST_FIELDS = (
     "catalog",

@@ -16,6 +16,7 @@ from seqroute_ray.core.arrays import FloatArray, IntArray
 from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.queries import Queries, QueryFeatures
 from seqroute_ray.core.ridge import sigmoid
+from seqroute_ray.core.risk import RiskTable
 
 RUNAWAY = 4.0  # times the mean
 
@@ -72,6 +73,7 @@ class OutcomeEstimator:
     runaway_log_tokens: NDArray[np.float32]  # [K], of a typical runaway answer: mostly the model's own limit
     log_mean_shift: NDArray[np.float32]  # [K], log E[tokens] - E[log tokens]
     high_deviations: NDArray[np.float32]  # [K], the high quantile of log tokens, in typical deviations
+    risk: RiskTable | None = None  # of its types of task; None: none was planned, the Q-network's head says it
 
     @property
     def num_models(self) -> int:
@@ -118,7 +120,7 @@ class OutcomeEstimator:
             name: np.stack([getattr(column, name) for column in columns], axis=-1).astype(np.float32)
             for name in Column.__dataclass_fields__
         }
-        return cls(features=features, **parts)
+        return cls(features=features, **parts)  # type: ignore[arg-type]  # none of the arrays is the plan
 
     def columns(self) -> list[Column]:
         """Inverse of of_columns."""
@@ -128,15 +130,20 @@ class OutcomeEstimator:
         ]
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "features"}
-        return {**own, **{f"features.{name}": array for name, array in self.features.arrays().items()}}
+        own = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("features", "risk")
+        }
+        parts = {"features": self.features.arrays(), "risk": self.risk.arrays() if self.risk else {}}
+        return own | {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> "OutcomeEstimator":
-        prefix = "features."
-        features = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        own = {name: arrays[name] for name in cls.__dataclass_fields__ if name != "features"}
-        return cls(features=QueryFeatures.from_arrays(features), **own)  # type: ignore[arg-type]
+        def part(prefix: str) -> dict[str, NDArray[np.generic]]:
+            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+        own = {name: arrays[name] for name in cls.__dataclass_fields__ if name not in ("features", "risk")}
+        features, risk = QueryFeatures.from_arrays(part("features.")), RiskTable.from_arrays(part("risk."))
+        return cls(features=features, risk=risk, **own)  # type: ignore[arg-type]
 
 
 def prices(catalog: Catalog) -> tuple[FloatArray, FloatArray]:

@@ -27,7 +27,7 @@ from seqroute_ray.core.estimator import OutcomeEstimator
 from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout
 from seqroute_ray.core.ridge import sigmoid
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 HEADS = ("quality", "bankruptcy")  # of a QNetwork
 BLOCK_ROWS = 2048  # states times models in one pass: their hidden units stay in a core's cache
 MANIFEST, WEIGHTS = "manifest.json", "weights.npz"

@@ -2,7 +2,8 @@
 
 No weight of the Q-network belongs to one model, so only the estimator changes. A new model's estimates start from what
 its metadata tell (prices, size, family: a regression over the models already known) and move away from there as far as
-its own observations carry: a metadata embedding and a learned residual, after MTRouter (arXiv:2604.23530).
+its own observations carry: a metadata embedding and a learned residual, after MTRouter (arXiv:2604.23530). A plan of
+bankruptcies (`risk.py`) holds for the old pool alone: it is dropped, and the network's head says their chances again.
 """
 
 from dataclasses import replace

@@ -21,6 +21,7 @@ from seqroute_ray.core.estimator import OutcomeEstimator
 from seqroute_ray.core.fitting import EstimatorConfig, cross_fit, fit_estimator, held_out, observe
 from seqroute_ray.core.hbr import HbrConfig, Transitions, relabel_in_chunks
 from seqroute_ray.core.mdp import StateLayout, TurnFeatures, running_mean
+from seqroute_ray.core.risk_plan import plan_risk
 from seqroute_ray.core.sessions import Sessions, observed_outcomes
 from seqroute_ray.core.storage import Folder
 from seqroute_ray.core.strata import NUM_STRATA, difficulty, strata
@@ -71,9 +72,11 @@ class Shards:
     ) -> "Shards":
         """Fit the estimators on a sample. key: of the settings."""
         with one_thread():
-            seen = observe(sessions.sample(max_fit_sessions))
+            sample = sessions.sample(max_fit_sessions)
+            seen = observe(sample)
             models = cross_fit(seen, estimator_config, sessions.catalog.names)
-            estimator = ds.encode_estimator(fit_estimator(seen, estimator_config, sessions.catalog.names))
+            fitted = fit_estimator(seen, estimator_config, sessions.catalog.names)
+        risk = plan_risk(sample, fitted.features.types, sessions.reference_cost_usd)
         layout = StateLayout(
             num_models=len(sessions.catalog),
             summary_width=models[0].features.summary_width,
@@ -87,7 +90,7 @@ class Shards:
             hbr=hbr,
             layout=layout,
             models=tuple(models),
-            estimator=estimator,
+            estimator=ds.encode_estimator(replace(fitted, risk=risk)),
             key=ds.sha256("".join([key, *sums]).encode())[:16],
         )
 

@@ -1,6 +1,6 @@
 """The simplest policies, and the learned one, behind one protocol; `routers` and `planners` have the others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,11 +85,15 @@ class QPolicy:
     network: QNetwork
     risk: RiskPrices  # the price of a bankruptcy by budget, in multiples of the reference cost
     lambda_per_usd: float = 0.0
+    plans: bool = True  # looks the chance of bankruptcy up in the estimator's plan, if it has one
 
     def act(self, data: ReplayData, turns: Turns) -> IntArray:
         turn = np.full(len(turns.row), turns.turn)
         features = data.features.take(turns.row)
         values = self.network.values(encode_state(data.layout, features, turns.remaining_usd, turn))
+        if self.plans and data.risk is not None:
+            planned = data.risk.at(turns.row, turn, turns.remaining_usd, features.estimates.cost_usd)
+            values = replace(values, bankruptcy=planned)
         return lambda_greedy(
             values.q_values(self.risk.penalty(turns.budget_usd / data.layout.reference_cost_usd)),
             features.estimates.cost_usd,

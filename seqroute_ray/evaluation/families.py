@@ -84,7 +84,7 @@ def learned_families(
         Family(CQL_ANY_RISK, tuple(any_risk)),
     ]
     if cloning is not None:
-        families.append(Family.without_knob(CLONING, QPolicy(cloning.network, cloning.risk)))
+        families.append(Family.without_knob(CLONING, QPolicy(cloning.network, cloning.risk, plans=False)))
     return families
 
 

@@ -16,9 +16,24 @@ from seqroute_ray.core.estimator import Estimates, OutcomeEstimator
 from seqroute_ray.core.mdp import StateLayout, TurnFeatures, running_mean
 from seqroute_ray.core.money import to_usd
 from seqroute_ray.core.policy import PolicyArtefact
+from seqroute_ray.core.risk import RiskTable
 from seqroute_ray.core.sessions import Sessions
 
 UNSERVED = -2  # in ReplayResult.action: the session had ended before this turn
+
+
+@dataclass(frozen=True)
+class PlannedRisk:
+    """Chances of bankruptcy by the estimator's plan."""
+
+    table: RiskTable
+    share: NDArray[np.float32]  # [N, R] of each type of task in the turns
+
+    def at(
+        self, rows: IntArray, turn: IntArray, remaining_usd: FloatArray, cost_usd: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
+        """[n, K] of some turns; see RiskTable.at."""
+        return self.table.at(self.share[rows], turn, remaining_usd, cost_usd)
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class ReplayData:
     sessions: Sessions
     layout: StateLayout
     features: TurnFeatures  # [N]
+    risk: PlannedRisk | None = None  # None: the estimator has no plan
 
     @property
     def estimates(self) -> Estimates:
@@ -49,7 +65,9 @@ class ReplayData:
         queries = sessions.queries
         summary = estimator.features.summary(queries)
         estimates = estimator.predict_from(summary, queries, sessions.catalog)
-        return cls(sessions, layout, TurnFeatures(estimates, running_mean(summary, sessions.offsets)))
+        features = TurnFeatures(estimates, running_mean(summary, sessions.offsets))
+        risk = None if estimator.risk is None else PlannedRisk(estimator.risk, summary[:, :-1])
+        return cls(sessions, layout, features, risk)
 
 
 def check_pool(sessions: Sessions, artefact: PolicyArtefact, path: Path) -> None:

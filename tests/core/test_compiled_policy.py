@@ -18,7 +18,7 @@ from seqroute_ray.core.estimator import OutcomeEstimator
 from seqroute_ray.core.mdp import NUM_AFTER, NUM_RISK, StateLayout, TurnFeatures, encode_state
 from seqroute_ray.core.policy import Perceptron, PolicyArtefact, QNetwork
 from seqroute_ray.core.queries import UNKNOWN_TYPE, Queries
-from tests.support import DIMS, MEAN_COST_USD, SUMMARY_WIDTH, TYPES, make_artefact
+from tests.support import DIMS, MEAN_COST_USD, SUMMARY_WIDTH, TYPES, make_artefact, make_risk
 
 MAX_TURN = 10  # beyond the last of the layout's 8
 # Mean and deviation of log prompt tokens: ordinary, of prompts of one length, of logs that do not count them.
@@ -55,12 +55,13 @@ def without_types(estimator: OutcomeEstimator) -> OutcomeEstimator:
 
 @st.composite
 def policies(draw: st.DrawFn) -> PolicyArtefact:
-    """Of random weights; of some a model is free, and some know no types or no prompt's length."""
+    """Of random weights; of some a model is free, some know no types or no prompt's length, some have a plan."""
     num_models, seed = draw(st.integers(1, 6)), draw(SEEDS)
     artefact = make_artefact(num_models, seed)
     estimator = without_types(artefact.estimator) if draw(st.booleans()) else artefact.estimator
     features = replace(estimator.features, log_tokens=np.array(draw(LOG_TOKENS), dtype=np.float32))
     layout = replace(artefact.layout, summary_width=features.summary_width)
+    risk = make_risk(num_models, features.num_types, seed=seed) if draw(st.booleans()) else None
     first, *others = artefact.catalog.models
     if draw(st.booleans()):
         first = replace(first, usd_per_m_input=0.0, usd_per_m_output=0.0)
@@ -68,7 +69,7 @@ def policies(draw: st.DrawFn) -> PolicyArtefact:
         artefact,
         catalog=Catalog((first, *others)),
         layout=layout,
-        estimator=replace(estimator, features=features),
+        estimator=replace(estimator, features=features, risk=risk),
         network=random_network(layout, draw(WIDTHS), draw(WIDTHS), seed),
     )
 
@@ -97,6 +98,9 @@ def by_batch(artefact: PolicyArtefact, turn: Turn) -> Outlook:
     values = artefact.network.values(
         encode_state(artefact.layout, TurnFeatures(estimates, history), remaining_usd, number)
     )
+    if artefact.estimator.risk is not None:
+        planned = artefact.estimator.risk.at(summary[:, :-1], number, remaining_usd, estimates.cost_usd)
+        values = replace(values, bankruptcy=planned)
     parts = (summary, estimates.cost_usd, estimates.cost_high_usd, values.quality, values.bankruptcy)
     return Outlook(*(part[0].tolist() for part in parts))
 

@@ -94,7 +94,7 @@ def test_a_dataset_survives_the_way_to_disk_and_back(
         np.testing.assert_array_equal(dataset.estimator.arrays()[name], array, err_msg=name, strict=True)
     assert (dataset.catalog, dataset.embedder) == (sessions.catalog, sessions.embedder)
     assert dataset.layout == replace(make_layout(num_models), expected_turns_left=(1.0,))
-    assert dataset.manifest == {"format_version": 3, **manifest}
+    assert dataset.manifest == {"format_version": 4, **manifest}
 
 
 def test_the_same_transitions_are_the_same_bytes_in_one_chunk_or_two() -> None:
@@ -183,9 +183,9 @@ def test_a_damaged_dataset_names_the_file_in_one_line(damage: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"format_version": 1}', "dataset format 1, this version reads 3; relabel again"),
-        ("[]", "dataset format None, this version reads 3; relabel again"),
-        ('{"format_version": 3, "key": ""}', "manifest.json: lacks catalog, configs, .*; relabel into another folder"),
+        ('{"format_version": 1}', "dataset format 1, this version reads 4; relabel again"),
+        ("[]", "dataset format None, this version reads 4; relabel again"),
+        ('{"format_version": 4, "key": ""}', "manifest.json: lacks catalog, configs, .*; relabel into another folder"),
     ],
 )
 def test_a_manifest_of_another_format_is_refused(content: str, words: str, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from seqroute_ray.core.policy import (
     lambda_greedy,
 )
 from seqroute_ray.core.queries import UNKNOWN_TYPE, QueryFeatures
-from tests.support import make_artefact, make_catalog, make_layout, make_network
+from tests.support import make_artefact, make_catalog, make_layout, make_network, make_risk
 
 
 def states(num_models: int, seed: int = 0) -> np.ndarray:
@@ -42,8 +42,11 @@ def test_an_artefact_survives_the_way_to_disk_and_back_to_the_last_bit(
 ) -> None:
     folder = tmp_path_factory.mktemp("policy") / "sub"
     ours = make_artefact(num_models, seed)
+    if seed % 2:
+        ours = replace(ours, estimator=replace(ours.estimator, risk=make_risk(num_models, seed=seed)))
     ours.save(folder)
     theirs = PolicyArtefact.load(folder, expect=make_catalog(num_models))
+    assert (theirs.estimator.risk is None) == (ours.estimator.risk is None)
     for name in ("catalog", "embedder", "layout", "risk", "configs", "data_fingerprint", "version"):
         assert getattr(theirs, name) == getattr(ours, name), name
     for name, array in ours.estimator.arrays().items():
@@ -141,9 +144,9 @@ def without(missing: str) -> Callable[[Path], None]:
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "no manifest.json here; .* `seqroute train`"),
     "manifest is no JSON": (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json: not JSON"),  # type: ignore[dict-item]
-    "newer format": (edit_manifest(format_version=4), "artefact format 4, this version reads 3; train again"),
-    "no format": (edit_manifest(format_version=None), "artefact format None, this version reads 3"),
-    "older format": (edit_manifest(format_version=2), "artefact format 2, this version reads 3; train again"),
+    "newer format": (edit_manifest(format_version=5), "artefact format 5, this version reads 4; train again"),
+    "no format": (edit_manifest(format_version=None), "artefact format None, this version reads 4"),
+    "older format": (edit_manifest(format_version=3), "artefact format 3, this version reads 4; train again"),
     "edited price": (edit_a_price, "the catalog was edited after training"),
     "weights of a wider pool": (mix_with_a_wider_pool, "an estimator of 3 models in a pool of 2"),
     "layout of another pool": (edit_manifest(layout=make_layout(3).to_json()), "for 3 models, expected .* -> 1 for 2"),

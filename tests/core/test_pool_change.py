@@ -12,7 +12,7 @@ from seqroute_ray.core.mdp import TurnFeatures, encode_state
 from seqroute_ray.core.policy import PolicyArtefact, Values
 from seqroute_ray.core.pool_change import add_model, metadata, remove_model
 from seqroute_ray.core.sessions import Sessions
-from tests.support import SUMMARY_WIDTH, make_artefact, make_queries, make_sessions
+from tests.support import SUMMARY_WIDTH, make_artefact, make_queries, make_risk, make_sessions
 
 NEW = ModelSpec(name="new", usd_per_m_input=2.0, usd_per_m_output=3.0)
 QUERIES = make_queries(50, seed=3)
@@ -54,6 +54,13 @@ def test_a_model_that_joins_leaves_the_others_values_as_they_were() -> None:
     np.testing.assert_allclose(after.quality[:, :3], before.quality, rtol=1e-5)
     np.testing.assert_allclose(after.bankruptcy[:, :3], before.bankruptcy, rtol=1e-5)
     assert after.quality.shape == (len(QUERIES), 4)
+
+
+def test_a_plan_over_the_old_pool_is_dropped() -> None:
+    base = artefact()
+    planned = replace(base, estimator=replace(base.estimator, risk=make_risk(3)))
+    for changed in (add_model(planned, NEW, None), remove_model(planned, "model-1")):
+        assert changed.estimator.risk is None
 
 
 def test_a_model_that_leaves_takes_its_column_only() -> None:

@@ -18,13 +18,14 @@ from seqroute_ray.evaluation.baselines import (
     RandomModel,
     StaticMixture,
 )
-from seqroute_ray.evaluation.replay import ReplayData, Turns, replay
+from seqroute_ray.evaluation.replay import PlannedRisk, ReplayData, Turns, replay
 from tests.support import (
     ask,
     make_estimator,
     make_layout,
     make_network,
     make_replay_data,
+    make_risk,
     make_sessions,
     random_sessions,
 )
@@ -132,3 +133,20 @@ def test_a_very_high_lambda_is_the_cheapest_model_by_estimate() -> None:
     data = make_replay_data(sessions)
     result = replay(QPolicy(make_network(data.layout), RISK, lambda_per_usd=1e9), data, np.full(20, 10**12))
     np.testing.assert_array_equal(result.action, data.estimates.cost_usd.argmin(axis=1))
+
+
+def test_a_plan_says_what_the_head_would_unless_it_is_not_asked() -> None:
+    """A plan that fears one model alone keeps the policy from it, at a price that outweighs any quality."""
+    data = make_replay_data(make_sessions([5] * 40, num_models=3))
+    fears = make_risk(3)
+    fears = replace(fears, chance=np.zeros_like(fears.chance))
+    fears.chance[:, :, 1] = 1.0
+    share = np.full((len(data.sessions.action), fears.chance.shape[1]), 0.5, dtype=np.float32)
+    planned = replace(data, risk=PlannedRisk(fears, share))
+    network, dear, rich = make_network(data.layout), RiskPrices((1.0,), (1e6,)), np.full(40, 10**12)
+
+    def chosen(plans: bool, among: ReplayData) -> set[int]:
+        return set(replay(QPolicy(network, dear, plans=plans), among, rich).action.tolist())
+
+    assert 1 not in chosen(True, planned)
+    assert chosen(False, planned) == chosen(True, data)

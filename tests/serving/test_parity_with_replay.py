@@ -11,9 +11,10 @@ from seqroute_ray.core.catalog import Catalog
 from seqroute_ray.core.errors import BudgetExhaustedError
 from seqroute_ray.core.ledger import Account, Attempt
 from seqroute_ray.core.ledger_rules import reserving, settling, summed
-from seqroute_ray.core.money import to_nusd
+from seqroute_ray.core.money import to_nusd, to_usd
 from seqroute_ray.core.policy import PolicyArtefact, QNetwork, Values
 from seqroute_ray.core.queries import UNKNOWN_TYPE
+from seqroute_ray.core.risk_plan import plan_risk
 from seqroute_ray.core.sessions import Sessions
 from seqroute_ray.data.bundled import EMBEDDER, load_outcomes
 from seqroute_ray.data.sample import DEFAULT_POOL, SampleConfig, compose
@@ -149,6 +150,10 @@ def replayed(artefact: PolicyArtefact, sessions: Sessions, budget_nusd: IntArray
     for number, values in enumerate(network.answers):  # one call a turn, of the sessions that had not ended before it
         rows = np.flatnonzero((result.action != UNSERVED) & (turn == number))
         quality[rows], bankruptcy[rows] = values.quality, values.bankruptcy
+    if data.risk is not None:
+        rows = np.flatnonzero(result.action != UNSERVED)
+        remaining_usd = to_usd(result.remaining_nusd[rows])
+        bankruptcy[rows] = data.risk.at(rows, turn[rows], remaining_usd, data.estimates.cost_usd[rows])
     return Replayed(result, quality, bankruptcy)
 
 
@@ -190,12 +195,16 @@ def compare(served: Served, replay: Replayed, rows: range, penalty: float, count
     assert served.account.spent_nusd == result.cost_nusd[rows.start : rows.stop].sum()
 
 
-@pytest.mark.parametrize("lambda_per_usd", [0.0, 30.0])
+@pytest.mark.parametrize(("lambda_per_usd", "is_planned"), [(0.0, False), (30.0, False), (0.0, True)])
 def test_a_thousand_served_sessions_do_and_cost_what_their_replay_says(
-    lambda_per_usd: float, capsys: pytest.CaptureFixture[str]
+    lambda_per_usd: float, is_planned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     artefact, recorded = random_artefact(trio()), recorded_sessions(NUM_SESSIONS)
     sessions, counts = recorded.sessions, Counts()
+    if is_planned:
+        source = replace(sessions, source=np.where(sessions.source == UNKNOWN_TYPE, "sums", sessions.source))
+        risk = plan_risk(source, artefact.estimator.features.types, artefact.layout.reference_cost_usd)
+        artefact = replace(artefact, estimator=replace(artefact.estimator, risk=risk))
     budget_nusd = np.random.default_rng(1).integers(10**6, 30 * 10**6, NUM_SESSIONS)
     replay = replayed(artefact, sessions, budget_nusd, lambda_per_usd)
     router = Router(artefact, the_embedder(), pricing_of(artefact.catalog))
