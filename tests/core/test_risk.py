@@ -55,7 +55,7 @@ def test_a_case_worked_by_hand() -> None:
     np.testing.assert_allclose(chances(table, 0, 0.04), [0.0, 0.0], atol=1e-6)
 
 
-def test_it_says_what_sessions_that_follow_it_do() -> None:
+def test_sessions_that_take_the_least_chances_break_no_more_often_than_it_says() -> None:
     rng, num_turns, num_sessions, budget_usd = np.random.default_rng(0), 6, 4000, 0.02
     cost_usd = np.exp(rng.normal(np.log([0.004, 0.001]), [0.8, 0.5], size=(6000, 2)))
     quality = np.broadcast_to([0.9, 0.5], cost_usd.shape).copy()
@@ -70,12 +70,11 @@ def test_it_says_what_sessions_that_follow_it_do() -> None:
                 left,
                 np.broadcast_to(table.mean_cost_usd, (num_sessions, 2)),
             )
-            # By chance alone: the plan's own quality is not told, but one model is the better one at any price here.
             action = np.full(num_sessions, first) if turn == 0 else np.argmin(chance, axis=1)
             cost = cost_usd[rng.integers(len(cost_usd), size=num_sessions), action]
             alive &= cost <= left
             left = np.where(alive, left - cost, 0)
-        assert 1 - alive.mean() <= said[first] + 0.02  # who avoids chances alone breaks no more often than the plan
+        assert 1 - alive.mean() <= said[first] + 0.02  # the plan wants quality too
 
 
 def test_a_query_that_costs_more_than_its_type_has_so_much_less_money() -> None:
