@@ -131,3 +131,17 @@ async def test_what_was_accepted_is_done_before_closing_and_nothing_after(path: 
     assert (await waiting).reserved_nusd == 10
     with pytest.raises(LedgerUnavailable, match="closed"):
         await ledger.reserve("s", "b", "m", 10, LEASE_S)
+
+
+@pytest.mark.parametrize("quick_s", [0.0, float("inf")])  # every commit in the thread; lone ones on the loop
+async def test_the_write_ahead_log_does_not_grow_with_what_is_written(
+    path: Path, quick_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "_QUICK_COMMIT_S", quick_s)
+    log, sizes = path.with_name(path.name + "-wal"), []
+    async with session_of(str(path), 10**6) as ledger:
+        for number in range(6 * group_commit._CHECKPOINT_COMMITS):
+            await ledger.reserve("s", f"a{number}", "m", 1, LEASE_S)
+            sizes.append(log.stat().st_size)
+        assert len((await ledger.books("s")).attempts) == len(sizes)
+    assert sizes[-1] < 1.5 * sizes[2 * group_commit._CHECKPOINT_COMMITS]
