@@ -34,8 +34,11 @@ class Settings:
 
 
 def reports_of(out: Path, pool: str) -> list[Report]:
-    """One a seed."""
-    return [json.loads(path.read_text()) for path in sorted((out / pool).glob("seed-*/report.json"))]
+    """One a seed, of two seeds at least."""
+    found = [json.loads(path.read_text()) for path in sorted((out / pool).glob("seed-*/report.json"))]
+    if len(found) < 2:
+        raise SystemExit(f"{out / pool}: reports of {len(found)} seeds; run benchmarks/quality.py with two or more")
+    return found
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

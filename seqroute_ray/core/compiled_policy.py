@@ -189,10 +189,10 @@ class CompiledPolicy:
 
 
 class _CompiledRisk:
-    """A risk.RiskTable as lists."""
+    """A risk.RiskTable for one state at a time."""
 
     def __init__(self, table: RiskTable) -> None:
-        self._chance, self._mean_cost_usd = table.chance.tolist(), table.mean_cost_usd.tolist()
+        self._chance, self._mean_cost_usd = table.chance, table.mean_cost_usd.tolist()
         self._least_usd, self._last = float(table.money_usd[0]), len(table.money_usd) - 1
         self._log_least = math.log(self._least_usd)
         self._log_step = math.log(float(table.money_usd[1])) - self._log_least
@@ -208,9 +208,8 @@ class _CompiledRisk:
             place = min((math.log(money_usd) - self._log_least) / self._log_step, self._last)
             low = min(int(place), self._last - 1)
             above = place - low
-            chances.append(
-                sum(x * ((1 - above) * table[model][low] + above * table[model][low + 1]) for x, table, _ in of_types)
-            )
+            between = (x * ((1 - above) * at[model, low] + above * at[model, low + 1]) for x, at, _ in of_types)
+            chances.append(float(sum(between)))
         return chances
 
 

@@ -105,7 +105,7 @@ def relabel(sessions: Sessions, reference_cost_usd: float, config: HbrConfig) ->
 
 
 def relabel_in_chunks(sessions: Sessions, reference_cost_usd: float, config: HbrConfig) -> Iterator[Transitions]:
-    """The rows of `relabel`, of some sessions at a time: no more than MAX_CELLS are in memory, if one fits in."""
+    """The rows of `relabel`, of some sessions at a time: at most twice MAX_CELLS are in memory, if one fits in."""
     config.check_budgets(reference_cost_usd)
     kind, num_paths = paths_kind(sessions, config)
     num_budgets = len(config.given_budgets_usd(reference_cost_usd)) or config.num_budgets
@@ -133,7 +133,10 @@ def _relabel_chunk(
     length = sessions.num_turns[index]
     # All paths of a session are as many as its length says. Of the other kinds all have as many; up to twice the mean
     # length they are padded to the longest, as are those of up to four times it, and so on: little is done for nothing.
-    size = np.where(kind == "all", length, np.ceil(np.log2(np.maximum(length / (2 * length.mean()), 1))))
+    mean = np.zeros(len(index))
+    for paths in set(kind.tolist()):
+        mean[kind == paths] = length[kind == paths].mean()
+    size = np.where(kind == "all", length, np.ceil(np.log2(np.maximum(length / (2 * mean), 1))))
     for paths, same in sorted(set(zip(kind.tolist(), size.tolist(), strict=True))):
         alike.append(np.flatnonzero((kind == paths) & (size == same)))
         count, rows = _relabel_alike(sessions, index[alike[-1]], paths, reference_cost_usd, config)

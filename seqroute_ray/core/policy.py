@@ -279,6 +279,15 @@ class PolicyArtefact:
                 f"{folder}: the estimator summarises a query in {self.estimator.features.summary_width} numbers, the "
                 f"layout has {self.layout.summary_width}; the folder mixes two artefacts"
             )
+        risk, num_types = self.estimator.risk, self.estimator.features.num_types
+        if risk is not None and (
+            risk.chance.shape[1:] != (num_types, num_models, len(risk.money_usd))
+            or risk.mean_cost_usd.shape != (num_types, num_models)
+        ):
+            raise ArtefactError(
+                f"{folder}: a plan of shape {risk.chance.shape} for {num_types} types of task and {num_models} models; "
+                "the folder mixes two artefacts"
+            )
         if self.version != manifest.get("version"):
             raise ArtefactError(f"{folder}: {WEIGHTS} is not the one that {MANIFEST} was written for; train again")
 

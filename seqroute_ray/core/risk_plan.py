@@ -11,35 +11,41 @@ from seqroute_ray.core.risk import RiskTable
 from seqroute_ray.core.sessions import Sessions, observed_outcomes
 
 PLAN_PRICE = 15.0  # of a bankruptcy in the plan, in turns of full quality; 8 to 30 give about the same policy
-NUM_MONEY_STEPS = 60
-MIN_MONEY, MAX_MONEY = 1e-4, 2.0  # ends of the table, as multiples of the reference cost
-MAX_TURNS = 64  # longer sessions count as so long
+NUM_MONEY_STEPS = 60  # of the table
+FINER = 4  # times as many steps to plan on: what a turn leaves falls between two of them, and that adds up over turns
+MIN_MONEY, MAX_MONEY = 1e-4, 2.0  # ends of the table, as multiples of the reference cost; the upper one at least
+AMPLE = 1.5  # times the mean cost of the longest session with the dearest model: money that cannot run out
+MAX_TURNS, MAX_LONGER = 64, 0.01  # turns that are planned, and the share of sessions that may have more
 MIN_ANSWERS = 30  # of a model to tasks of a type; with fewer, its answers to all types stand for them
+COST_STEP = 0.002  # costs closer than this, in logarithms, count as one
+MIN_COST_USD = 1e-12
 
 
 def plan_risk(sessions: Sessions, types: NDArray[np.str_], reference_cost_usd: float) -> RiskTable | None:
-    """Plan on what the sessions' answers cost and were worth, by type [R]; None where the logs name no types.
+    """Plan on what the sessions' answers cost and were worth, by type [R].
 
     A session keeps the type of its turn, and goes on with the chance that recorded sessions did. The best model by
-    quality less PLAN_PRICE times the chance of bankruptcy answers each later turn.
+    quality less PLAN_PRICE times the chance of bankruptcy answers each later turn. None where types are not told apart,
+    or sessions are longer than a plan.
     """
-    if types.tolist() == [UNKNOWN_TYPE]:
+    if types.tolist() == [UNKNOWN_TYPE] or np.mean(sessions.num_turns > MAX_TURNS) > MAX_LONGER:
         return None
     quality, cost_usd = observed_outcomes(sessions)
-    money_usd = np.geomspace(MIN_MONEY, MAX_MONEY, NUM_MONEY_STEPS) * reference_cost_usd
     num_turns = np.minimum(sessions.num_turns, MAX_TURNS)
     reached = np.array([np.count_nonzero(num_turns > t) for t in range(int(num_turns.max()) + 1)])
     goes_on = reached[1:] / reached[:-1]  # [T]
+    dearest_usd = float(np.nanmax(np.nanmean(cost_usd, axis=0)))
+    ends_usd = MIN_MONEY * reference_cost_usd, max(MAX_MONEY * reference_cost_usd, AMPLE * len(goes_on) * dearest_usd)
+    money_usd = np.geomspace(*ends_usd, FINER * (NUM_MONEY_STEPS - 1) + 1)
     num_models = quality.shape[1]
     chance = np.empty((len(goes_on), len(types), num_models, NUM_MONEY_STEPS), dtype=np.float32)
     mean_cost_usd = np.empty((len(types), num_models))
     for kind, name in enumerate(types.tolist()):
-        answers = [
-            _Answers.of(cost_usd[:, k], quality[:, k], sessions.source == name, money_usd) for k in range(num_models)
-        ]
-        chance[:, kind] = _plan(answers, goes_on)
+        is_kind = sessions.source == name
+        answers = [_Answers.of(cost_usd[:, k], quality[:, k], is_kind, money_usd) for k in range(num_models)]
+        chance[:, kind] = _plan(answers, goes_on)[..., ::FINER]
         mean_cost_usd[kind] = [model.mean_cost_usd for model in answers]
-    return RiskTable(chance, money_usd, mean_cost_usd)
+    return RiskTable(chance, money_usd[::FINER], mean_cost_usd)
 
 
 @dataclass(frozen=True)
@@ -53,25 +59,27 @@ class _Answers:
 
     @classmethod
     def of(cls, cost_usd: FloatArray, quality: FloatArray, is_kind: BoolArray, money_usd: FloatArray) -> "_Answers":
-        """cost_usd, quality: [N] of the model's answers, NaN where there is none; is_kind: [N]."""
-        known = np.isfinite(cost_usd)
-        rows = known & is_kind
-        if np.count_nonzero(rows) < MIN_ANSWERS:
-            rows = known
-        costs, index = np.unique(cost_usd[rows], return_inverse=True)
-        values = quality[rows]
-        judged = np.isfinite(values)
-        count = np.bincount(index, minlength=len(costs)) / len(index)
-        worth = np.bincount(index[judged], values[judged], len(costs)) / max(int(judged.sum()), 1)
+        """cost_usd, quality: [N] of the model's answers, NaN where unknown; is_kind: [N]."""
+        billed, judged = (_enough(np.isfinite(values), is_kind) for values in (cost_usd, quality))
+        steps = np.round(np.log(np.maximum(cost_usd[billed], MIN_COST_USD)) / COST_STEP)
+        step, count = np.unique(steps, return_counts=True)
+        costs, share, num_steps = np.exp(step * COST_STEP), count / count.sum(), len(money_usd)
         left_usd = money_usd[:, None] - costs  # [G, distinct costs]
-        fits = left_usd >= 0
-        place = np.interp(np.log(np.maximum(left_usd, money_usd[0])), np.log(money_usd), np.arange(len(money_usd)))
-        low = np.minimum(place.astype(np.int64), len(money_usd) - 2)
-        leaves, chance = np.zeros((len(money_usd), len(money_usd))), np.where(fits, count, 0.0)
-        start = np.broadcast_to(np.arange(len(money_usd))[:, None], low.shape)
-        np.add.at(leaves, (start, low), chance * (1 - (place - low)))
-        np.add.at(leaves, (start, low + 1), chance * (place - low))
-        return cls(fits @ worth, 1 - chance.sum(axis=1), leaves, float(count @ costs))
+        chance = np.where(left_usd >= 0, share, 0.0)
+        place = np.interp(np.log(np.maximum(left_usd, money_usd[0])), np.log(money_usd), np.arange(num_steps))
+        low = np.minimum(place.astype(np.int64), num_steps - 2)
+        cell, above = (np.arange(num_steps)[:, None] * num_steps + low).ravel(), (place - low).ravel()
+        weight, size = chance.ravel(), num_steps * num_steps
+        leaves: FloatArray = np.bincount(cell, weight * (1 - above), size) + np.bincount(cell + 1, weight * above, size)
+        fits = chance.sum(axis=1)
+        worth = float(quality[judged].mean()) if judged.any() else 0.0
+        return cls(fits * worth, 1 - fits, leaves.reshape(num_steps, num_steps), float(cost_usd[billed].mean()))
+
+
+def _enough(known: BoolArray, is_kind: BoolArray) -> BoolArray:
+    """[N] the known ones of the kind, or all where those are too few."""
+    rows = known & is_kind
+    return rows if np.count_nonzero(rows) >= MIN_ANSWERS else known
 
 
 def _plan(answers: list[_Answers], goes_on: FloatArray) -> FloatArray:

@@ -76,13 +76,14 @@ class Shards:
             seen = observe(sample)
             models = cross_fit(seen, estimator_config, sessions.catalog.names)
             fitted = fit_estimator(seen, estimator_config, sessions.catalog.names)
-        risk = plan_risk(sample, fitted.features.types, sessions.reference_cost_usd)
         layout = StateLayout(
             num_models=len(sessions.catalog),
             summary_width=models[0].features.summary_width,
             reference_cost_usd=sessions.reference_cost_usd,
             expected_turns_left=sessions.expected_turns_left,
         )
+        with one_thread():
+            risk = plan_risk(sample, fitted.features.types, layout.reference_cost_usd)
         sums = [ds.sha256(ds.encode_estimator(model)) for model in models]
         return cls(
             folder=folder,

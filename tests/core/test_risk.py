@@ -55,26 +55,58 @@ def test_a_case_worked_by_hand() -> None:
     np.testing.assert_allclose(chances(table, 0, 0.04), [0.0, 0.0], atol=1e-6)
 
 
-def test_sessions_that_take_the_least_chances_break_no_more_often_than_it_says() -> None:
-    rng, num_turns, num_sessions, budget_usd = np.random.default_rng(0), 6, 4000, 0.02
+@pytest.mark.parametrize(("num_turns", "budget_usd"), [(8, 0.008), (12, 0.01), (12, 0.012), (1, 0.002)])
+def test_it_says_how_often_sessions_of_one_model_break(num_turns: int, budget_usd: float) -> None:
+    """A plan of one model has no choice: its chance is that of the sum of so many costs."""
+    rng = np.random.default_rng(0)
+    cost_usd = 0.0007 * np.exp(rng.normal(0, 0.6, size=(6000, 1)))
+    table = planned(cost_usd, np.ones_like(cost_usd), num_turns)
+    broke = cost_usd[rng.integers(len(cost_usd), size=(200_000, num_turns)), 0].sum(axis=1) > budget_usd
+    assert chances(table, 0, budget_usd)[0] == pytest.approx(broke.mean(), abs=0.003 + 0.25 * broke.mean())
+
+
+def test_sessions_that_follow_it_break_as_often_as_it_says() -> None:
+    """One model is poor and cheap, the other is worth no bankruptcy: the plan takes the least chances."""
+    rng, num_turns, num_sessions, budget_usd = np.random.default_rng(0), 6, 20_000, 0.012
     cost_usd = np.exp(rng.normal(np.log([0.004, 0.001]), [0.8, 0.5], size=(6000, 2)))
-    quality = np.broadcast_to([0.9, 0.5], cost_usd.shape).copy()
-    table = planned(cost_usd, quality, num_turns)
-    said = chances(table, 0, budget_usd)
+    table = planned(cost_usd, np.broadcast_to([0.501, 0.5], cost_usd.shape), num_turns)
+    mean_usd = np.broadcast_to(table.mean_cost_usd, (num_sessions, 2))
     for first in (0, 1):
         left, alive = np.full(num_sessions, budget_usd), np.ones(num_sessions, dtype=bool)
         for turn in range(num_turns):
-            chance = table.at(
-                np.ones((num_sessions, 1)),
-                np.full(num_sessions, turn),
-                left,
-                np.broadcast_to(table.mean_cost_usd, (num_sessions, 2)),
-            )
+            chance = table.at(np.ones((num_sessions, 1)), np.full(num_sessions, turn), left, mean_usd)
             action = np.full(num_sessions, first) if turn == 0 else np.argmin(chance, axis=1)
             cost = cost_usd[rng.integers(len(cost_usd), size=num_sessions), action]
             alive &= cost <= left
             left = np.where(alive, left - cost, 0)
-        assert 1 - alive.mean() <= said[first] + 0.02  # the plan wants quality too
+        assert chances(table, 0, budget_usd)[first] == pytest.approx(1 - alive.mean(), abs=0.01)
+
+
+def test_money_for_every_turn_of_long_sessions_cannot_run_out() -> None:
+    cost_usd = np.tile([[0.001, 0.0005]], (400, 1))
+    table = planned(cost_usd, np.ones_like(cost_usd), num_turns=40)
+    for money_usd in (0.045, 0.4, 10.0):
+        np.testing.assert_allclose(chances(table, 0, money_usd), 0, atol=0.01)
+    np.testing.assert_allclose(chances(table, 0, 0.015), 1, atol=0.01)
+
+
+def test_sessions_longer_than_a_plan_have_none() -> None:
+    cost_usd = np.full((400, 1), 0.001)
+    assert plan_risk(sessions_of(cost_usd, np.ones_like(cost_usd), 200), KIND, REFERENCE_USD) is None
+
+
+def test_answers_that_were_not_judged_are_not_worth_nothing() -> None:
+    """The unjudged model's worth is that of its answers to other types: it is not shunned."""
+    cost_usd, quality = np.tile([[0.001, 0.0001]], (400, 1)), np.tile([[0.9, 0.1]], (400, 1))
+    sessions = sessions_of(cost_usd, quality, 4)
+    kind = np.repeat(["prose", "sums"], 200)
+    unjudged = np.where((kind == "sums")[:, None] & [True, False], np.nan, quality).astype(np.float32)
+    sessions = replace(
+        sessions, source=kind, outcome_quality=unjudged, quality=unjudged[np.arange(400), sessions.action]
+    )
+    table = plan_risk(sessions, np.array(["prose", "sums"]), REFERENCE_USD)
+    assert table is not None
+    np.testing.assert_allclose(table.chance[:, 0], table.chance[:, 1], atol=1e-6)
 
 
 def test_a_query_that_costs_more_than_its_type_has_so_much_less_money() -> None:

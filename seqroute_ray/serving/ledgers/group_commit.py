@@ -8,6 +8,7 @@ thread and back takes: then a request that is alone is answered sooner, and one 
 """
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from seqroute_ray.core.errors import LedgerUnavailable
 BUSY_TIMEOUT_S = 10.0  # how long a transaction waits for another process's; one takes about a millisecond
 _BUSY_POLL_S = 0.0002
 _QUICK_COMMIT_S = 0.0005  # a lone commit that took no longer is made on the loop the next time
-_CHECKPOINT_COMMITS = 100  # so many commits, about a thousand pages, are copied from the log into the file at once
+_CHECKPOINT_COMMITS = 100  # after so many the write-ahead log is copied into the file
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
@@ -107,7 +110,10 @@ class GroupCommit:
         self._db.execute("COMMIT")
         self._commit_s = time.perf_counter() - began_s
         if not self._num_commits % _CHECKPOINT_COMMITS:
-            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            try:
+                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlite3.Error as error:  # what was committed is safe in the log; the next one tries again
+                logger.warning("event=checkpoint_failed error='%s'", error)
 
     def _run(self, asked: _Asked) -> _Done:
         """One operation. A failure of SQLite is raised: it may have ended the transaction of all."""
