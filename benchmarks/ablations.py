@@ -98,6 +98,7 @@ class VariantPolicy:
     risk: float
 
     def act(self, data: ReplayData, turns: Turns) -> IntArray:
+        """By the network's own heads: the plan of bankruptcies is not what is taken away here."""
         features = data.features.take(turns.row)
         state = encode_state(data.layout, features, turns.remaining_usd, np.full(len(turns.row), turns.turn))
         state = altered(state, self.blank, data.sessions.embedding[turns.row] if self.raw else None)

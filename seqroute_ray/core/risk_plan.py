@@ -70,7 +70,8 @@ class _Answers:
         low = np.minimum(place.astype(np.int64), num_steps - 2)
         cell, above = (np.arange(num_steps)[:, None] * num_steps + low).ravel(), (place - low).ravel()
         weight, size = chance.ravel(), num_steps * num_steps
-        leaves: FloatArray = np.bincount(cell, weight * (1 - above), size) + np.bincount(cell + 1, weight * above, size)
+        cells = np.concatenate([cell, cell + 1])
+        leaves = np.bincount(cells, np.concatenate([weight * (1 - above), weight * above]), size).astype(np.float64)
         fits = chance.sum(axis=1)
         worth = float(quality[judged].mean()) if judged.any() else 0.0
         return cls(fits * worth, 1 - fits, leaves.reshape(num_steps, num_steps), float(cost_usd[billed].mean()))

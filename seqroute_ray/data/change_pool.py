@@ -1,5 +1,6 @@
 """Files around core.pool_change: read a policy, change its pool, write the changed policy to another folder."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.pool_change import add_model, remove_model
 from seqroute_ray.core.sessions import read_sessions
 from seqroute_ray.data.catalogs import load_catalog
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +56,17 @@ def add_model_to_policy(config: AddModelConfig) -> PolicyArtefact:
             "leave --sessions out to add it by metadata alone"
         )
     changed = add_model(artefact, catalog.models[catalog.action(config.model)], sessions)
-    changed.save(config.out)
-    return changed
+    return _saved(changed, artefact, config.out)
 
 
 def remove_model_from_policy(config: RemoveModelConfig) -> PolicyArtefact:
     """Write the policy over the smaller pool. Raises ArtefactError, ConfigError, UnknownModelError."""
-    changed = remove_model(PolicyArtefact.load(config.policy), config.model)
-    changed.save(config.out)
+    artefact = PolicyArtefact.load(config.policy)
+    return _saved(remove_model(artefact, config.model), artefact, config.out)
+
+
+def _saved(changed: PolicyArtefact, before: PolicyArtefact, out: Path) -> PolicyArtefact:
+    changed.save(out)
+    if before.estimator.risk is not None:
+        logger.warning("event=plan_dropped why='it is of the old pool' remedy='seqroute calibrate --policy %s'", out)
     return changed
