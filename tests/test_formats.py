@@ -22,7 +22,7 @@ from seqroute_ray.evaluation.evaluate import evaluate
 from seqroute_ray.serving.decision_log import SCHEMA as EXPORT_SCHEMA
 
 from .pages import ROOT
-from .support import make_artefact, make_sessions, make_turns
+from .support import make_artefact, make_risk, make_sessions, make_turns
 
 PAGE = (ROOT / "docs/formats.md").read_text()
 
@@ -93,7 +93,8 @@ def test_the_format_versions_are_the_present_ones(tmp_path: Path) -> None:
 
 
 def test_the_tables_of_a_policy_have_all_that_is_in_its_folder(tmp_path: Path) -> None:
-    make_artefact().save(tmp_path)
+    artefact = make_artefact()
+    replace(artefact, estimator=replace(artefact.estimator, risk=make_risk())).save(tmp_path)
     assert list(table("manifest.json of a policy")) == list(json.loads((tmp_path / "manifest.json").read_text()))
     with np.load(tmp_path / "weights.npz") as arrays:
         names = {name for name in arrays if not re.fullmatch(r"network\.(quality|bankruptcy)\.\d\.(weight|bias)", name)}
