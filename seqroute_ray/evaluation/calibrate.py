@@ -1,7 +1,7 @@
 """Choose the price of a bankruptcy, by budget, on the tune part: how thrifty the policy must be to keep a promise.
 
 At each budget the lowest price is taken that keeps bankruptcies within `max_bankruptcy` with a margin for questions
-not yet seen, one standard error, as long as quality is not below the best single model's beyond the paired interval.
+not yet seen (a confidence of 95 %), as long as quality is not below the best single model's beyond the paired interval.
 Where no price has that margin, the one of the fewest bankruptcies among those that keep it without. Where no price does
 both, the price of the fewest bankruptcies is taken whose quality is not below the best single model's at all, if that
 is within `max_bankruptcy` as far as the tune part can tell. Otherwise the pool has no model cheap enough for a promise,
@@ -23,6 +23,7 @@ from seqroute_ray.evaluation.replay import Policy, ReplayData, replay
 
 PENALTIES = tuple(round(0.5 * 2 ** (step / 3), 2) for step in range(26))  # 0.5 to 161 turns of full quality
 NUM_REPLICATES = 200  # bootstrap draws of questions
+MARGIN = 1.645  # standard errors of a bankruptcy rate: 95 % of a normal distribution lie below
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ def choose_penalty(
 
     keeping = [penalty for penalty, ours in outcomes.items() if keeps(ours)]
     for penalty in keeping:
-        if outcomes[penalty].bankruptcy_rate + outcomes[penalty].bankruptcy_error <= max_bankruptcy:
+        if outcomes[penalty].bankruptcy_rate + MARGIN * outcomes[penalty].bankruptcy_error <= max_bankruptcy:
             return penalty
     if keeping:
         return min(keeping, key=lambda penalty: outcomes[penalty].bankruptcy_rate)

@@ -74,7 +74,7 @@ def test_each_price_follows_the_rule(config: CalibrateConfig, sessions: Sessions
         for budget, chosen in zip(risk.budgets, risk.penalties, strict=True):
             by_penalty = outcomes(sessions, budget)
             keeping = [p for p, o in by_penalty.items() if o.bankruptcy <= limit and o.not_below]
-            safe = [p for p in keeping if by_penalty[p].bankruptcy + by_penalty[p].bankruptcy_error <= limit]
+            safe = [p for p in keeping if by_penalty[p].bankruptcy + 1.645 * by_penalty[p].bankruptcy_error <= limit]
             almost = [p for p, o in by_penalty.items() if o.bankruptcy_low <= limit and o.as_good]
             if safe:
                 used.add("keeping with a margin")
