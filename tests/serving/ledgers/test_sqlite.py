@@ -4,6 +4,7 @@ import sqlite3
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,3 +146,28 @@ async def test_the_write_ahead_log_does_not_grow_with_what_is_written(
             sizes.append(log.stat().st_size)
         assert len((await ledger.books("s")).attempts) == len(sizes)
     assert sizes[-1] < 1.5 * sizes[2 * group_commit._CHECKPOINT_COMMITS]
+
+
+class NoCheckpoints(sqlite3.Connection):
+    """On a disk that is full for the file, not for its log."""
+
+    def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+        if "wal_checkpoint" in sql:
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(sql, *arguments)
+
+
+async def test_what_is_committed_stands_though_the_log_cannot_be_copied_into_the_file(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with session_of(str(path), 100):
+        pass
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=NoCheckpoints)
+    writer = group_commit.GroupCommit(db)
+    for number in range(2 * group_commit._CHECKPOINT_COMMITS):
+        insert = f"INSERT INTO accounts (session_id, budget_nusd) VALUES ('n{number}', 1)"
+        await writer.run(lambda db, insert=insert: db.execute(insert))  # type: ignore[misc]
+    await writer.close()
+    assert "event=checkpoint_failed" in caplog.text
+    async with opened(str(path)) as ledger:
+        assert len(await ledger.sessions("n", 1000)) == 2 * group_commit._CHECKPOINT_COMMITS + 1  # and "s"
