@@ -2,9 +2,8 @@
 
 An operation is a function of the connection. It sees those before it, and its error undoes it alone; the callers hear
 of their results together, after the commit. Statements inside a transaction touch memory only and run on the event
-loop: in a thread, each of them would wait for the interpreter lock. What waits, for the disk or for another process's
-transaction, has a thread. But a lone operation's commit stays on the loop while the disk syncs faster than the way to a
-thread and back takes: then a request that is alone is answered sooner, and one that is not shares its commit anyway.
+loop: in a thread, each of them would wait for the interpreter lock. So does the commit while the disk syncs faster than
+the way to a thread and back takes. What waits longer, for a slow disk or another process's transaction, has a thread.
 """
 
 import asyncio
@@ -19,7 +18,7 @@ from seqroute_ray.core.errors import LedgerUnavailable
 
 BUSY_TIMEOUT_S = 10.0  # how long a transaction waits for another process's; one takes about a millisecond
 _BUSY_POLL_S = 0.0002
-_QUICK_COMMIT_S = 0.0005  # a lone commit that took no longer is made on the loop the next time
+_QUICK_COMMIT_S = 0.0005  # after a commit that took no longer, the next one is made on the loop
 _CHECKPOINT_COMMITS = 100  # after so many the write-ahead log is copied into the file
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ class GroupCommit:
                 await in_thread(self._thread, _begin, self._db)
             done = [self._run(asked) for asked in batch]
             self._num_commits += 1
-            is_quick = len(batch) == 1 and self._commit_s < _QUICK_COMMIT_S
+            is_quick = self._commit_s < _QUICK_COMMIT_S
             if is_quick and self._num_commits % _CHECKPOINT_COMMITS:
                 self._commit_to_disk()
             else:

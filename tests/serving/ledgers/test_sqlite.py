@@ -134,7 +134,7 @@ async def test_what_was_accepted_is_done_before_closing_and_nothing_after(path: 
         await ledger.reserve("s", "b", "m", 10, LEASE_S)
 
 
-@pytest.mark.parametrize("quick_s", [0.0, float("inf")])  # every commit in the thread; lone ones on the loop
+@pytest.mark.parametrize("quick_s", [0.0, float("inf")])  # every commit in the thread; on the loop
 async def test_the_write_ahead_log_does_not_grow_with_what_is_written(
     path: Path, quick_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
