@@ -1,15 +1,14 @@
 """One relabeled dataset of the toy MDP for all tests of training."""
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from seqroute_ray.core.fitting import EstimatorConfig
 from seqroute_ray.core.hbr import HbrConfig
 from seqroute_ray.core.sessions import write_sessions
 from seqroute_ray.data.relabel import RelabelConfig, RelabelReport, relabel_sessions
+from tests.training.toy_files import write_tune_sessions
 from tests.training.toy_mdp import ToyMdp
 
 # The optimum counts quality alone, so a bankruptcy costs no more here than the turns it loses.
@@ -25,9 +24,7 @@ def toy_sessions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_tune_sessions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, sessions = tmp_path_factory.mktemp("toy-tune") / "sessions.parquet", ToyMdp(200, seed=1).sessions()
-    write_sessions(replace(sessions, part=np.full_like(sessions.part, "tune", dtype="<U4")), path)
-    return path
+    return write_tune_sessions(tmp_path_factory.mktemp("toy-tune") / "sessions.parquet", num_sessions=200)
 
 
 @pytest.fixture(scope="session")
