@@ -28,8 +28,8 @@ def measured(value: float, what: str, source: str) -> Any:
 class Figures:
     """Measured on 2 cores of one machine (x86_64, Python 3.11.7, Redis 7.0.15)."""
 
-    uvicorn_ms: float = measured(2.32, "CPU of a request, uvicorn and SQLite, ms", "serve.py")
-    serve_ms: float = measured(3.23, "CPU of a request, Serve and HAProxy together, ms", "serve.py")
+    uvicorn_ms: float = measured(1.71, "CPU of a request, uvicorn and SQLite, ms", "serve.py")
+    serve_ms: float = measured(3.51, "CPU of a request, Serve and HAProxy together, ms", "serve.py")
     proxy_ms: float = measured(0.6, "of that HAProxy, ms", "a probe before the project, no script")
     decision_ms: float = measured(0.38, "of that encoding, estimates and policy, ms", "serve.py")
     replica_mib: float = measured(307, "memory of a replica on Serve, MiB", "soak.py")

@@ -1,6 +1,6 @@
 """What routing costs a request: CPU and latency against a bare pass-through and the LiteLLM proxy, interleaved.
 
-    python benchmarks/serve.py [--num-rounds N] [--requests N] [--policy DIR] [--litellm-venv DIR]
+    python benchmarks/serve.py [--num-rounds N] [--sessions N] [--policy DIR] [--litellm-venv DIR]
 
 The provider answers at once, so all that is measured is the way there. CPU is of all processes of a server (on Serve:
 Ray's, HAProxy's and the replica's, less what they use when nobody asks). Sessions have eight turns and a budget; so has
@@ -45,6 +45,7 @@ HERE = Path(__file__).parent
 QUESTION = (
     "Natalia sold clips to 48 of her friends in April, and then half as many in May. How many did she sell in all? "
 )
+TURNS = 8  # of a session
 LITELLM = "litellm[proxy]==1.108.7"
 LITELLM_AUTH = """
 from litellm.proxy._types import UserAPIKeyAuth
@@ -58,7 +59,7 @@ async def authenticate(request, api_key):
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     num_rounds: int = 5
-    requests: int = 1500  # of one server in one round
+    sessions: int = 192  # of TURNS requests, of one server in one round
     concurrency: int = 8
     policy: Path = Path("runs/quickstart/policy")
     litellm_venv: Path | None = Path("runs/litellm-venv")  # none: without LiteLLM
@@ -226,8 +227,8 @@ async def wait_until_up(server: Server) -> None:
 
 
 async def one(http: aiohttp.ClientSession, server: Server, number: int) -> tuple[int, float]:
-    """Status, and latency in ms."""
-    session = f"{server.name}-{os.getpid()}-{number // 8}"
+    """A turn of the session of this number: status, and latency in ms."""
+    session = f"{server.name}-{os.getpid()}-{number}"
     body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 400}
     headers = {**server.headers, "x-session-id": session}
     if server.session_in_body:
@@ -240,16 +241,20 @@ async def one(http: aiohttp.ClientSession, server: Server, number: int) -> tuple
         return response.status, (time.perf_counter() - began_s) * 1e3
 
 
-async def load(server: Server, settings: Settings, first: int, num_requests: int) -> list[float]:
-    """Latencies in ms. Raises SystemExit on any answer but 200."""
-    numbers, latencies = iter(range(first, first + num_requests)), list[float]()
+async def load(server: Server, settings: Settings, first: int, num_sessions: int) -> list[float]:
+    """Latencies in ms. A client has one session at a time, and its turns one after the other.
+
+    Raises SystemExit on any answer but 200.
+    """
+    numbers, latencies = iter(range(first, first + num_sessions)), list[float]()
 
     async def client(http: aiohttp.ClientSession) -> None:
         for number in numbers:
-            status, latency_ms = await one(http, server, number)
-            if status != 200:
-                raise SystemExit(f"{server.name} answered {status}")
-            latencies.append(latency_ms)
+            for _ in range(TURNS):
+                status, latency_ms = await one(http, server, number)
+                if status != 200:
+                    raise SystemExit(f"{server.name} answered {status}")
+                latencies.append(latency_ms)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         await asyncio.gather(*(client(http) for _ in range(settings.concurrency)))
@@ -259,18 +264,18 @@ async def load(server: Server, settings: Settings, first: int, num_requests: int
 async def measure(servers: list[Server], settings: Settings) -> None:
     for server in servers:
         await wait_until_up(server)
-        await load(server, settings, 0, 300)  # warm
+        await load(server, settings, 0, 40)  # warm
     for server in servers:
         before_s, began_s = server.cpu_s(), time.perf_counter()
         await asyncio.sleep(5)
         server.idle_cpu_per_s = (server.cpu_s() - before_s) / (time.perf_counter() - began_s)
     for number in range(settings.num_rounds):
         for server in servers:
-            first = 1000 + number * settings.requests
+            first = 1000 + number * settings.sessions
             before_s, began_s = server.cpu_s(), time.perf_counter()
-            server.latencies_ms += await load(server, settings, first, settings.requests)
+            server.latencies_ms += await load(server, settings, first, settings.sessions)
             idle_s = server.idle_cpu_per_s * (time.perf_counter() - began_s)
-            server.cpu_ms.append((server.cpu_s() - before_s - idle_s) / settings.requests * 1e3)
+            server.cpu_ms.append((server.cpu_s() - before_s - idle_s) / (settings.sessions * TURNS) * 1e3)
             print(f"round {number} {server.name} {server.cpu_ms[-1]:.2f} ms CPU a request", file=sys.stderr, flush=True)
 
 
@@ -362,7 +367,7 @@ def main(settings: Settings) -> None:
             for server in servers
         },
         "rounds": settings.num_rounds,
-        "requests": settings.requests,
+        "sessions": settings.sessions,
         "seed": settings.seed,
         "machine": machine(),
     }

@@ -203,13 +203,16 @@ class _CompiledRisk:
         of_types = [(x, by_type[kind], self._mean_cost_usd[kind]) for kind, x in enumerate(share) if x > 0]
         chances = []
         for model, cost in enumerate(cost_usd):
-            typical_usd = sum(x * mean[model] for x, _, mean in of_types)
+            typical_usd = 0.0
+            for x, _, mean in of_types:
+                typical_usd += x * mean[model]
             money_usd = max(turn.remaining_usd - (cost - typical_usd), self._least_usd)
             place = min((math.log(money_usd) - self._log_least) / self._log_step, self._last)
             low = min(int(place), self._last - 1)
-            above = place - low
-            between = (x * ((1 - above) * at[model, low] + above * at[model, low + 1]) for x, at, _ in of_types)
-            chances.append(float(sum(between)))
+            above, chance = place - low, 0.0
+            for x, at, _ in of_types:
+                chance += x * ((1 - above) * at.item(model, low) + above * at.item(model, low + 1))
+            chances.append(chance)
         return chances
 
 

@@ -5,7 +5,6 @@ models do not name. What would change the price or the promise of an answer is r
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -126,7 +125,7 @@ def parse_messages(raw: bytes) -> TurnRequest:
     request = turn_request(chat_body(body))
     # The user's name served to recognise the session; providers of chat completions know no such metadata.
     fields = {name: value for name, value in request.fields.items() if name != "metadata"}
-    return replace(request, fields=fields, include_usage=True)  # every stream of this API ends with usage
+    return request._replace(fields=fields, include_usage=True)  # every stream of this API ends with usage
 
 
 def chat_body(body: Object) -> Object:

@@ -6,19 +6,21 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp
 
 from seqroute_ray.core.ledger import Account
 from seqroute_ray.core.money import to_nusd
 from seqroute_ray.serving.anthropic_renderer import AnthropicRenderer
 from seqroute_ray.serving.anthropic_schema import MessagesRequest, parse_messages
 from seqroute_ray.serving.config import ServingConfig
-from seqroute_ray.serving.edge import Edge, note, read_body
+from seqroute_ray.serving.edge import Edge, headers_of, note, read_body
 from seqroute_ray.serving.errors import MESSAGES_PATH, add_error_handlers, refusal
 from seqroute_ray.serving.feedback import FeedbackRequest, read_feedback
 from seqroute_ray.serving.identity import Identity, check_client_id, identify, ledger_session_id
@@ -30,6 +32,7 @@ from seqroute_ray.serving.openai_answers import OpenAIRenderer
 from seqroute_ray.serving.openai_schema import ChatCompletionRequest, parse_chat
 from seqroute_ray.serving.openapi import body_of, responses_of
 from seqroute_ray.serving.requests import RequestError, TurnRequest
+from seqroute_ray.serving.shortcut import Shortcut
 from seqroute_ray.serving.streams import Stream
 from seqroute_ray.serving.turn import Ask, Renderer, decided_headers, money
 from seqroute_ray.serving.turns import TurnService
@@ -46,7 +49,7 @@ class Api:
 
     def __init__(self, config: ServingConfig, metrics: Metrics) -> None:
         self.service, self.metrics = TurnService(config, metrics), metrics
-        self._config, self._keyring = config, Keyring(config.keys)
+        self.config, self._keyring = config, Keyring(config.keys)
         self._defaults = KnobDefaults(
             session_budget_nusd=None if config.default_budget_usd is None else int(to_nusd(config.default_budget_usd)),
             lambda_per_usd=config.default_lambda_per_usd,
@@ -84,7 +87,7 @@ class Api:
         """Open a session with `budget_usd`, or raise its budget: an exhausted session goes on."""
         caller = self._caller(request, "sessions")
         ledger_id = self._session_id(caller, session_id)
-        body = read_object(await read_body(request, self._config.max_body_bytes))
+        body = read_object(await read_body(request, self.config.max_body_bytes))
         if set(body) != {"budget_usd"}:
             raise RequestError(f"the body must be {{'budget_usd': number}}, got fields {sorted(body)[:5]}")
         budget_nusd = budget_to_nusd("budget_usd", body["budget_usd"])
@@ -104,7 +107,7 @@ class Api:
     async def feedback(self, request: Request) -> Response:
         """Keep a score in [0, 1] for an answered turn or a session; the last one of a judge counts."""
         caller = self._caller(request, "sessions")
-        feedback = read_feedback(await read_body(request, self._config.max_body_bytes), caller.id)
+        feedback = read_feedback(await read_body(request, self.config.max_body_bytes), caller.id)
         await self.service.add_feedback(feedback)
         return JSONResponse({"stored": True, "judge": feedback.judge, "score": feedback.score})
 
@@ -134,9 +137,9 @@ class Api:
             )
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def _caller(self, request: Request, scope: Scope) -> Caller:
+    def _caller(self, request: Request, scope: Scope, headers: Mapping[str, str] | None = None) -> Caller:
         """Raises RequestError (401, 403, 429)."""
-        caller = self._keyring.authenticate(request.headers)
+        caller = self._keyring.authenticate(headers or request.headers)
         note(request, key=caller.id)
         caller.require(scope)
         return caller
@@ -147,10 +150,11 @@ class Api:
 
     async def _ask(self, request: Request, parse: Any) -> Ask:
         """The checked request. Raises RequestError."""
-        begun_s, caller = time.monotonic(), self._caller(request, "route")
-        raw = await read_body(request, self._config.max_body_bytes)
+        begun_s, headers = time.monotonic(), headers_of(request)
+        caller = self._caller(request, "route", headers)
+        raw = await read_body(request, self.config.max_body_bytes)
         turn: TurnRequest = parse(raw) if len(raw) <= INLINE_BYTES else await asyncio.to_thread(parse, raw)
-        session = identify(caller.id, request.headers, turn.session_hints)
+        session = identify(caller.id, headers, turn.session_hints)
         policy = self.service.policies.of(session.session_id).router.artefact
         if turn.pinned_model is not None and turn.pinned_model not in policy.catalog.names:
             raise RequestError(
@@ -159,20 +163,22 @@ class Api:
                 code="model_not_found",
             )
         knobs = read_knobs(
-            request.headers,
+            headers,
             caller.defaults.over(self._defaults),
             policy.layout.reference_cost_usd,
             may_set_budget=caller.may_set_budget,
         )
         self.metrics.add("stage_seconds", time.monotonic() - begun_s, stage="parse")
+        idempotency_key = _idempotency_key(headers)
         return Ask(
             request=turn,
             session=session,
             knobs=knobs,
             caller=caller,
             decision_id=new_decision_id(),
-            idempotency_key=_idempotency_key(request),
-            body_hash=hashlib.sha256(raw).hexdigest(),
+            started_s=time.monotonic(),
+            idempotency_key=idempotency_key,
+            body_hash="" if idempotency_key is None else hashlib.sha256(raw).hexdigest(),
         )
 
     async def _answer(self, request: Request, ask: Ask, renderer: Renderer) -> Response:
@@ -187,9 +193,13 @@ class Api:
         return Response(answer.body, answer.status, headers=answer.headers)
 
 
-def make_api(config: ServingConfig, metrics: Metrics | None = None) -> FastAPI:
+def make_api(config: ServingConfig) -> ASGIApp:
     """The application, with policies and ledger loaded. Raises ConfigError or ArtefactError."""
-    api = Api(config, metrics or Metrics(PrometheusBackend()))
+    return asgi_app(Api(config, Metrics(PrometheusBackend())))
+
+
+def asgi_app(api: Api) -> ASGIApp:
+    """The endpoints at their paths; the service is open while the application lives."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -197,7 +207,6 @@ def make_api(config: ServingConfig, metrics: Metrics | None = None) -> FastAPI:
             yield
 
     app = FastAPI(title="seqroute", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.service = api.service
     turn, read = (
         responses_of(400, 401, 402, 403, 404, 409, 413, 429, 431, 502, 503),
         responses_of(400, 401, 403, 404, 429, 431, 503),
@@ -216,8 +225,8 @@ def make_api(config: ServingConfig, metrics: Metrics | None = None) -> FastAPI:
     app.get("/readyz", responses=responses_of(503))(api.readyz)
     app.get("/metrics", responses=read)(api.metrics_text)
     add_error_handlers(app)
-    app.add_middleware(Edge, metrics=api.metrics, max_header_bytes=config.max_header_bytes, refuse=refusal)
-    return app
+    turns = [route for route in app.routes if isinstance(route, APIRoute) and route.path in (CHAT, MESSAGES_PATH)]
+    return Edge(Shortcut(app, turns), api.metrics, api.config.max_header_bytes, refusal)
 
 
 def new_decision_id() -> str:
@@ -225,9 +234,9 @@ def new_decision_id() -> str:
     return f"dec_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
-def _idempotency_key(request: Request) -> str | None:
+def _idempotency_key(headers: Mapping[str, str]) -> str | None:
     """Raises RequestError."""
-    key = request.headers.get(IDEMPOTENCY_HEADER)
+    key = headers.get(IDEMPOTENCY_HEADER)
     if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_CHARACTERS:
         raise RequestError(
             f"{IDEMPOTENCY_HEADER}: must have 1 to {MAX_IDEMPOTENCY_CHARACTERS} characters, got {len(key)}"

@@ -5,13 +5,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import serve
 from ray.serve import Application
+from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
 
 from seqroute_ray.core.errors import ConfigError
-from seqroute_ray.serving.api import make_api
+from seqroute_ray.serving.api import Api, asgi_app
 from seqroute_ray.serving.config import PolicySettings, ServingConfig, load_config, one_line_of
 from seqroute_ray.serving.exposure import check_exposure
 from seqroute_ray.serving.haproxy import check_hard_stop
@@ -38,14 +39,14 @@ class SeqRoute:
 
     def __init__(self, config: ServingConfig) -> None:
         _log_to_stderr()
-        self._api = make_api(config, Metrics(RayBackend()))
+        self._api = Api(config, Metrics(RayBackend()))
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return self._api
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return asgi_app(self._api)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Swap policies; `user_config` is a PolicySettings. Raises ConfigError, ArtefactError: the old ones stay."""
-        await self._api.state.service.swap(policy_settings(user_config).absolute())
+        await self._api.service.swap(policy_settings(user_config).absolute())
 
 
 def _log_to_stderr() -> None:
@@ -77,6 +78,7 @@ def build_app(args: ServeArgs) -> Application:
     deployed = serve.deployment(
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=config.upstream_timeout_s + SHUTDOWN_MARGIN_S,
+        logging_config=LoggingConfig(enable_access_log=False),  # ours says more (serving.edge)
     )
     # serve.ingress without an app: each replica builds its own by __serve_build_asgi_app__.
     application: Application = deployed(serve.ingress()(SeqRoute)).bind(config)

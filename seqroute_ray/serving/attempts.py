@@ -9,8 +9,8 @@ import logging
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,7 @@ MAX_RESERVE_TRIES = 5  # a parallel turn may take the money between decision and
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class Started(NamedTuple):
     """A provider's answer has begun; its attempt is open until somebody ends it."""
 
     ask: Ask
@@ -110,7 +109,7 @@ class Attempts:
             if because != "tool_call":
                 raise
             # What tools said is plain text: rather another model goes on with it than none.
-            return router.choose(embedding, account, prompt, replace(wish, only=None, only_because="policy"))
+            return router.choose(embedding, account, prompt, wish._replace(only=None, only_because="policy"))
 
     async def start(self, ask: Ask, chosen: Chosen, embedding: Embedding, purse: Purse) -> Started:
         """The first provider that answers. Raises RequestError, UpstreamError."""

@@ -8,12 +8,12 @@ from starlette.exceptions import HTTPException
 
 from seqroute_ray.core.errors import LedgerError, LedgerUnavailable, SeqRouteError
 from seqroute_ray.serving import anthropic_schema, openai_schema
+from seqroute_ray.serving.edge import BUG
 from seqroute_ray.serving.requests import RequestError
 from seqroute_ray.serving.upstream import UpstreamError
 
+HANDLED = (SeqRouteError, UpstreamError)  # every other exception is a bug, and a 500
 LEDGER_RETRY_S = 2
-
-
 MESSAGES_PATH = "/v1/messages"  # the endpoint that speaks Anthropic's schema
 
 
@@ -21,8 +21,12 @@ def add_error_handlers(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return refusal(request.url.path, as_request_error(error))
 
-    for kind in (SeqRouteError, UpstreamError, HTTPException):
+    async def answer_bug(request: Request, _: Exception) -> JSONResponse:
+        return refusal(request.url.path, BUG)
+
+    for kind in (*HANDLED, HTTPException):
         app.add_exception_handler(kind, answer)
+    app.add_exception_handler(Exception, answer_bug)
 
 
 def refusal(path: str, error: RequestError) -> JSONResponse:

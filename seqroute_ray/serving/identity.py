@@ -5,14 +5,10 @@ colon, so the first colon ends it, and no client can name a session of another k
 belongs to the session of its opening: no name never means no limit.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
-
-from pydantic_core import to_json
 
 from seqroute_ray.serving.prompt_tokens import content_text
 from seqroute_ray.serving.requests import RequestError, SessionHints
@@ -36,8 +32,7 @@ MAX_CHARACTERS = 256
 FINGERPRINT, OPENING = "fingerprint", "opening-"  # the source, and how such a session's name begins
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(NamedTuple):
     """A request's session."""
 
     session_id: str  # in the ledger
@@ -50,7 +45,8 @@ def identify(owner: str, headers: Mapping[str, str], hints: SessionHints) -> Ide
     sent = [(name, headers[name]) for name in CLIENT_HEADERS if headers.get(name)]
     if SESSION_HEADER in headers:
         sent.insert(0, (SESSION_HEADER, headers[SESSION_HEADER]))
-    source, client_id = [*sent, *hints.named, (FINGERPRINT, OPENING + hints.fingerprint)][0]
+    named = [*sent, *hints.named]
+    source, client_id = named[0] if named else (FINGERPRINT, OPENING + hints.fingerprint)
     check_client_id(source, client_id)
     return Identity(session_id=ledger_session_id(owner, client_id), client_id=client_id, source=source)
 
@@ -76,7 +72,7 @@ def check_client_id(source: str, client_id: str) -> None:
 
 def session_hints(body: Mapping[str, Any]) -> SessionHints:
     """What a valid chat completion body says of its session."""
-    return SessionHints(named=tuple(_named(body)), fingerprint=_fingerprint(body))
+    return SessionHints(named=tuple(_named(body)), opening=_opening(body))
 
 
 def without_session_ids(fields: dict[str, Any]) -> dict[str, Any]:
@@ -118,13 +114,12 @@ def _claude_code_session(user_id: object) -> str:
     return user_id.rpartition("_session_")[2] if "_session_" in user_id else ""
 
 
-def _fingerprint(body: Mapping[str, Any]) -> str:
-    """sha256 of user, tools and all up to the first user message, as one JSON array: unambiguous.
+def _opening(body: Mapping[str, Any]) -> list[Any]:
+    """User, tools and all up to the first user message.
 
     Of texts alone: clients move marks such as cache_control from message to message.
     """
     messages = body["messages"]
     first = next((at for at, message in enumerate(messages) if message["role"] == "user"), len(messages))
     begins = [(message["role"], content_text(message)) for message in messages[: first + 1]]
-    opening = [*(body.get(name) for name in USER_FIELDS), body.get("tools"), begins]
-    return hashlib.sha256(to_json(opening)).hexdigest()
+    return [*(body.get(name) for name in USER_FIELDS), body.get("tools"), begins]

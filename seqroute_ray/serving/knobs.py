@@ -9,7 +9,7 @@ linearly from 0 to its smallest, from 9 to 0 in equal ratios to its largest.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from seqroute_ray.core.ledger import MAX_BUDGET_NUSD
 from seqroute_ray.core.money import NUSD_PER_USD, to_nusd
@@ -42,8 +42,7 @@ class KnobDefaults:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Knobs:
+class Knobs(NamedTuple):
     """One request's knobs, defaults filled in."""
 
     asked_budget_nusd: int | None  # sent with this request

@@ -3,6 +3,8 @@
 Names and labels never hold a session, a key or a text.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 STAGES_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0, 60.0)
@@ -27,10 +29,13 @@ _GAUGES = {
 _HISTOGRAMS = {"stage_seconds": ("Duration of a stage of a turn", ("stage",))}
 
 
-class Series(Protocol):
-    """One metric with its labels set by name."""
+Act = Callable[[float], None]
 
-    def add(self, amount: float, **labels: str) -> None: ...
+
+class Series(Protocol):
+    """One metric: gives what adds to it under these labels."""
+
+    def __call__(self, **labels: str) -> Act: ...
 
 
 class Backend(Protocol):
@@ -58,9 +63,14 @@ class Metrics:
             for table, make in makers
             for name, (description, labels) in table.items()
         }
+        self._acts: dict[tuple[str, ...], Act] = {}  # a metric's name and the values of its labels, in one order
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        self._series[name].add(amount, **labels)
+        place = (name, *labels.values())
+        act = self._acts.get(place)
+        if act is None:
+            act = self._acts[place] = self._series[name](**labels)
+        act(amount)
 
     def exposition(self) -> bytes | None:
         return self._backend.exposition()
@@ -75,31 +85,25 @@ class PrometheusBackend:
         self._client, self._registry = prometheus_client, prometheus_client.CollectorRegistry()
 
     def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Series:
-        return _Prometheus(self._client.Counter(name, description, labels, registry=self._registry), "inc")
+        return _prometheus(self._client.Counter(name, description, labels, registry=self._registry), "inc")
 
     def gauge(self, name: str, description: str, labels: tuple[str, ...]) -> Series:
-        return _Prometheus(self._client.Gauge(name, description, labels, registry=self._registry), "inc")
+        return _prometheus(self._client.Gauge(name, description, labels, registry=self._registry), "inc")
 
     def histogram(self, name: str, description: str, labels: tuple[str, ...]) -> Series:
         metric = self._client.Histogram(name, description, labels, registry=self._registry, buckets=STAGES_S)
-        return _Prometheus(metric, "observe")
+        return _prometheus(metric, "observe")
 
     def exposition(self) -> bytes:
         return self._client.generate_latest(self._registry)
 
 
-class _Prometheus:
-    def __init__(self, metric: Any, act: str) -> None:
-        self._metric, self._act = metric, act
-        self._children: dict[tuple[str, ...], Any] = {}
+def _prometheus(metric: Any, method: str) -> Series:
+    def series(**labels: str) -> Act:
+        act: Act = getattr(metric.labels(**labels) if labels else metric, method)
+        return act
 
-    def add(self, amount: float, **labels: str) -> None:
-        values = tuple(labels.values())
-        act = self._children.get(values)
-        if act is None:
-            child = self._metric.labels(**labels) if labels else self._metric
-            act = self._children[values] = getattr(child, self._act)
-        act(amount)
+    return series
 
 
 class RayBackend:
@@ -111,43 +115,35 @@ class RayBackend:
         self._metrics = metrics
 
     def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Series:
-        return _RayCounter(self._metrics.Counter(name, description, labels))
+        metric = self._metrics.Counter(name, description, labels)
+
+        def series(**labels: str) -> Act:
+            def act(amount: float) -> None:
+                if amount > 0:  # Ray refuses to add nothing
+                    metric.inc(amount, tags=labels)
+
+            return act
+
+        return series
 
     def gauge(self, name: str, description: str, labels: tuple[str, ...]) -> Series:
-        return _RayGauge(self._metrics.Gauge(name, description, labels))
+        metric = self._metrics.Gauge(name, description, labels)
+
+        def series(**labels: str) -> Act:
+            now = 0.0  # Ray's gauges are set, not added to
+
+            def act(amount: float) -> None:
+                nonlocal now
+                now += amount
+                metric.set(now, tags=labels)
+
+            return act
+
+        return series
 
     def histogram(self, name: str, description: str, labels: tuple[str, ...]) -> Series:
-        return _RayHistogram(self._metrics.Histogram(name, description, list(STAGES_S), labels))
+        metric = self._metrics.Histogram(name, description, list(STAGES_S), labels)
+        return lambda **labels: partial(metric.observe, tags=labels)
 
     def exposition(self) -> None:
         return None
-
-
-class _RayCounter:
-    def __init__(self, metric: Any) -> None:
-        self._metric = metric
-
-    def add(self, amount: float, **labels: str) -> None:
-        if amount > 0:  # Ray refuses to add nothing
-            self._metric.inc(amount, tags=labels)
-
-
-class _RayGauge:
-    """Ray's gauges are set, not added to."""
-
-    def __init__(self, metric: Any) -> None:
-        self._metric = metric
-        self._now: dict[tuple[tuple[str, str], ...], float] = {}
-
-    def add(self, amount: float, **labels: str) -> None:
-        key = tuple(labels.items())
-        self._now[key] = self._now.get(key, 0.0) + amount
-        self._metric.set(self._now[key], tags=labels)
-
-
-class _RayHistogram:
-    def __init__(self, metric: Any) -> None:
-        self._metric = metric
-
-    def add(self, amount: float, **labels: str) -> None:
-        self._metric.observe(amount, tags=labels)

@@ -5,8 +5,7 @@ A session stays with its side: the share is of a hash of its id, so every replic
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from seqroute_ray.core.embedding import Embedder, load_embedder
 from seqroute_ray.core.errors import ConfigError
@@ -16,8 +15,7 @@ from seqroute_ray.serving.pricing import Pricing
 from seqroute_ray.serving.router import Router
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(NamedTuple):
     """The routers of one session."""
 
     router: Router
@@ -48,6 +46,7 @@ class Policies:
         self.current = router(settings.locations()[0])
         self._canary = router(settings.canary.artefact) if settings.canary else None
         self._shadow = router(settings.shadow.artefact) if settings.shadow else None
+        self._alone = Chosen(router=self.current, side="current", shadow=None)
         if len(embedders) > 1:
             raise ConfigError(
                 f"current, canary and shadow policy must share one embedder, got {', '.join(sorted(embedders))}"
@@ -55,8 +54,10 @@ class Policies:
 
     def of(self, session_id: str) -> Chosen:
         """The routers that are responsible for a session."""
-        share = share_of(session_id)
         canary, shadow = self.settings.canary, self.settings.shadow
+        if canary is None and shadow is None:
+            return self._alone
+        share = share_of(session_id)
         is_canary = canary is not None and share < canary.share
         # The shadow's share is counted from the other end: a small shadow and a small canary see different sessions.
         is_shadowed = shadow is not None and 1 - share <= shadow.share

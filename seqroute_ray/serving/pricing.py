@@ -20,21 +20,29 @@ class Pricing:
     cached_input: int
     output: int
     reasoning: int  # of reasoning tokens counted beside completion_tokens; 0 where they are counted within
+    worst_input: int  # cached or not
+    worst_output: int  # completion or reasoning
 
     @classmethod
     def of(cls, upstream: UpstreamConfig) -> "Pricing":
-        cached, reasoning = upstream.usd_per_m_cached_input, upstream.usd_per_m_reasoning
+        cached = upstream.usd_per_m_cached_input
         usd_per_m = (
             upstream.usd_per_m_input,
             upstream.usd_per_m_input if cached is None else cached,
             upstream.usd_per_m_output,
-            reasoning or 0.0,
+            upstream.usd_per_m_reasoning or 0.0,
         )
         prices = [_nusd_per_token(usd) for usd in usd_per_m]
         units_per_nusd = math.lcm(*(price.denominator for price in prices))
-        units = [int(price * units_per_nusd) for price in prices]
+        uncached, cached_units, output, reasoning = (int(price * units_per_nusd) for price in prices)
         return cls(
-            units_per_nusd=units_per_nusd, input=units[0], cached_input=units[1], output=units[2], reasoning=units[3]
+            units_per_nusd=units_per_nusd,
+            input=uncached,
+            cached_input=cached_units,
+            output=output,
+            reasoning=reasoning,
+            worst_input=max(uncached, cached_units),
+            worst_output=max(output, reasoning),
         )
 
     def cost_nusd(self, usage: Usage) -> int:
@@ -46,15 +54,15 @@ class Pricing:
 
     def worst_case_nusd(self, prompt_tokens_bound: int, max_tokens: int) -> int:
         """No call costs more that uses at most so many prompt tokens, and completion and reasoning tokens together."""
-        units = prompt_tokens_bound * self._worst_input + max_tokens * self._worst_output
+        units = prompt_tokens_bound * self.worst_input + max_tokens * self.worst_output
         return -(-units // self.units_per_nusd)
 
     def max_tokens(self, prompt_tokens_bound: int, asked: int, remaining_nusd: int) -> int:
         """The largest token limit up to `asked` whose worst case the money left can pay; 0: not even one token."""
-        left = remaining_nusd * self.units_per_nusd - prompt_tokens_bound * self._worst_input
+        left = remaining_nusd * self.units_per_nusd - prompt_tokens_bound * self.worst_input
         if left < 0:
             return 0
-        return min(asked, left // self._worst_output) if self._worst_output else asked
+        return min(asked, left // self.worst_output) if self.worst_output else asked
 
     def cache_saving_nusd(self, cached_tokens: int) -> float:
         """What so many prompt tokens read from the cache save."""
@@ -62,15 +70,7 @@ class Pricing:
 
     @property
     def is_free(self) -> bool:
-        return not (self._worst_input or self._worst_output)
-
-    @property
-    def _worst_input(self) -> int:
-        return max(self.input, self.cached_input)
-
-    @property
-    def _worst_output(self) -> int:
-        return max(self.output, self.reasoning)
+        return not (self.worst_input or self.worst_output)
 
 
 def _nusd_per_token(usd_per_m: float) -> Fraction:

@@ -1,7 +1,6 @@
 """The refusals of a turn that has no money or no model: what they say and how to go on."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from seqroute_ray.core.errors import BudgetExhaustedError, NoModelError
@@ -37,7 +36,7 @@ def budget_exhausted(
     if short is not None and error.amount_nusd <= short.budget_nusd - short.spent_nusd:
         metrics.add("false_blocks")
     details: dict[str, Any] = {**money(account), "scope": scope, "hint": HINTS[scope]}
-    message = str(exhausted(replace(account, session_id=client_id), error.amount_nusd))
+    message = str(exhausted(account._replace(session_id=client_id), error.amount_nusd))
     if scope != "session" and limit_nusd is not None:
         why = "the API key's monthly budget" if scope == "month" else "x-max-turn-usd, or the key's max_turn_usd"
         message += f"; this turn may cost ${limit_nusd / 1e9:.9f} at most ({why})"

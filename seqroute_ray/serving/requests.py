@@ -1,7 +1,10 @@
 """What the router knows of one request, whichever API it came by; and the error that refuses one."""
 
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pydantic_core import to_json
 
 from seqroute_ray.core.errors import SeqRouteError
 
@@ -28,16 +31,19 @@ class RequestError(SeqRouteError):
         return headers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionHints:
+class SessionHints(NamedTuple):
     """What a request's body says of the session it belongs to; see serving.identity."""
 
     named: tuple[tuple[str, str], ...] = ()  # (field, value) of session ids that clients send, best first
-    fingerprint: str = ""  # sha256 of what all turns of a session begin with
+    opening: Sequence[Any] = ()  # JSON that all turns of a session begin with
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the opening, as one JSON array: unambiguous."""
+        return hashlib.sha256(to_json(self.opening)).hexdigest()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnRequest:
+class TurnRequest(NamedTuple):
     """One validated request, as chat completion fields."""
 
     text: str  # the last user message: what is embedded

@@ -6,8 +6,9 @@ BudgetExhaustedError, which a raised budget resumes.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,10 @@ from seqroute_ray.core.policy import PolicyArtefact
 from seqroute_ray.core.queries import UNKNOWN_TYPE
 from seqroute_ray.serving.pricing import Pricing
 
+_MAX_BUDGETS = 1024  # whose penalty is kept
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+
+class Decision(NamedTuple):
     """Which model answers a turn, how long it may be, and why."""
 
     model: str
@@ -45,15 +47,13 @@ class Decision:
 
     def to_json(self) -> dict[str, Any]:
         """What an answer says about itself; money in USD."""
-        shown = {name: getattr(self, name) for name in _SHOWN}  # not asdict, which copies every number
-        return shown | {"reserve_usd": self.reserve_nusd / 1e9}
+        shown = self._asdict()
+        del shown["summary"]
+        shown["reserve_usd"] = shown.pop("reserve_nusd") / 1e9
+        return shown
 
 
-_SHOWN = tuple(entry.name for entry in fields(Decision) if entry.name not in ("summary", "reserve_nusd"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class Prompt(NamedTuple):
     """What is known of a request's prompt beside the query's text."""
 
     tokens: int  # typical estimate of the whole prompt: what the cost is predicted from
@@ -62,8 +62,7 @@ class Prompt:
     cached_tokens: int = 0  # of tokens: what the session's last model may still hold in its prefix cache
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class Wish(NamedTuple):
     """What a request asks of the decision beside its prompt."""
 
     max_tokens: int | None = None  # None: the server's default
@@ -71,7 +70,7 @@ class Wish:
     limit_nusd: int | None = None  # of this turn, below what the session has left
     only: str | None = None  # the one model that may answer ...
     only_because: str = "policy"  # ... and why; see Decision.chosen_by
-    excluded: Mapping[str, str] = field(default_factory=dict)  # model -> why it cannot be called now
+    excluded: Mapping[str, str] = MappingProxyType({})  # model -> why it cannot be called now
     draws: tuple[float, float] | None = None  # two uniform numbers: explore with the first below the router's epsilon
 
 
@@ -92,7 +91,8 @@ class Router:
     ) -> None:
         if embedder.name != artefact.embedder:
             raise ConfigError(f"the policy was trained on embedder {artefact.embedder!r}, got {embedder.name!r}")
-        self.artefact, self.version = artefact, artefact.version
+        self.artefact, self.version, self._names = artefact, artefact.version, artefact.catalog.names
+        self._penalty = lru_cache(_MAX_BUDGETS)(artefact.penalty)
         self._policy = CompiledPolicy(artefact)
         self._embedder, self._default_max_tokens, self._epsilon = embedder, default_max_tokens, epsilon
         if len(pricing) != len(artefact.catalog):
@@ -117,7 +117,7 @@ class Router:
         clamps = [0 if name in excluded else clamp for name, clamp in zip(self._names, payable, strict=True)]
         if not any(clamps):
             raise self._nothing_left(account, prompt, payable, excluded)
-        penalty = self.artefact.penalty(account.budget_nusd / NUSD_PER_USD)
+        penalty = self._penalty(account.budget_nusd / NUSD_PER_USD)
         q_values = outlook.q_values(penalty)
         cost_usd = self._cost_usd(outlook, account, prompt)
         allowed = _allowed(outlook, clamps, limit_nusd / NUSD_PER_USD)
@@ -144,10 +144,6 @@ class Router:
             policy_version=self.version,
             summary=tuple(outlook.summary),
         )
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return self.artefact.catalog.names
 
     def _by_model(self, values: list[float]) -> dict[str, float]:
         return dict(zip(self._names, values, strict=True))

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,7 @@ class Settling:
     def paid(self, started: Started, tally: Tally) -> Paid:
         """What the turn will have cost, before it is booked: the answer says so itself."""
         cost_nusd, account = self.cost_nusd(started, tally), started.purse.account
-        after = replace(
-            account,
+        after = account._replace(
             spent_nusd=account.spent_nusd + cost_nusd,
             reserved_nusd=account.reserved_nusd - started.decision.reserve_nusd,
             num_turns=account.num_turns + 1,

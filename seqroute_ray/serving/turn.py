@@ -1,10 +1,8 @@
 """One turn on its way: what was asked, who pays, and what was decided so far. Data only."""
 
 import string
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -21,8 +19,7 @@ PRINTABLE = string.punctuation + " "  # of ASCII; a header takes nothing else, s
 UNREADABLE = (LookupError, TypeError, AttributeError, ValueError)  # a renderer's, of JSON that is no chat completion
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(NamedTuple):
     """A request, checked."""
 
     request: TurnRequest
@@ -30,13 +27,12 @@ class Ask:
     knobs: Knobs
     caller: Caller
     decision_id: str
+    started_s: float  # time.monotonic
     idempotency_key: str | None = None
-    body_hash: str = ""
-    started_s: float = field(default_factory=time.monotonic)
+    body_hash: str = ""  # of a request with an idempotency key
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paid:
+class Paid(NamedTuple):
     """An answered turn: what the answer says about itself."""
 
     decision_id: str

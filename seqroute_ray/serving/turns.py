@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Awaitable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -154,7 +153,7 @@ class TurnService:
         self.metrics.add("stage_seconds", time.monotonic() - begun_s, stage="first_byte")
         if chosen.shadow is None:
             return started
-        return replace(started, shadow=self._shadow(ask, chosen.shadow, embedding, account))
+        return started._replace(shadow=self._shadow(ask, chosen.shadow, embedding, account))
 
     def _shadow(self, ask: Ask, shadow: Router, embedding: Embedding, account: Account) -> dict[str, str]:
         """What the other policy would have chosen on the account before this turn; its mistakes are its own."""

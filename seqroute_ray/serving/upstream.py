@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Any
 
 import aiohttp
+from pydantic_core import to_json
+from yarl import URL
 
 from seqroute_ray.serving.config import UpstreamConfig, UpstreamTimeouts
 from seqroute_ray.serving.upstream_answer import UpstreamAnswer
@@ -35,6 +37,7 @@ class UpstreamClient:
 
     def __init__(self, upstreams: Iterable[UpstreamConfig], timeouts: UpstreamTimeouts) -> None:
         self._upstreams = {upstream.model: upstream for upstream in upstreams}
+        self._urls = {name: URL(f"{upstream.base_url}/chat/completions") for name, upstream in self._upstreams.items()}
         self._timeouts = timeouts
         self._session: aiohttp.ClientSession | None = None
 
@@ -43,7 +46,8 @@ class UpstreamClient:
         # `connect` covers the name, TCP and TLS. Half of the whole: a call that cannot connect is told from a slow one.
         timeout = aiohttp.ClientTimeout(total=limits.total_s, connect=min(limits.connect_s, limits.total_s / 2))
         # The ledger bounds the calls in flight, not the connection pool: waiting in a pool looks like a slow provider.
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        connector, jar = aiohttp.TCPConnector(limit=0), aiohttp.DummyCookieJar()  # cookies are no business of ours
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, cookie_jar=jar)
         return self
 
     async def __aexit__(
@@ -117,8 +121,8 @@ class UpstreamClient:
         """The response when its status is 2xx. Raises UpstreamError, aiohttp.ClientError, TimeoutError."""
         if self._session is None:
             raise RuntimeError("UpstreamClient is used outside `async with`")
-        url = f"{upstream.base_url}/chat/completions"
-        response = await self._session.post(url, json=body, headers=headers, allow_redirects=False)
+        url = self._urls[upstream.model]
+        response = await self._session.post(url, data=to_json(body), headers=headers, allow_redirects=False)
         if 200 <= response.status < 300:
             return response
         raw = b""
@@ -140,7 +144,7 @@ async def _check_stream(model: str, response: aiohttp.ClientResponse, answer: Up
 
 
 def _headers(upstream: UpstreamConfig, attempt_id: str, stream: bool) -> dict[str, str]:
-    headers = {ATTEMPT_HEADER: attempt_id}
+    headers = {ATTEMPT_HEADER: attempt_id, "content-type": "application/json"}
     if stream:
         headers["accept-encoding"] = "identity"  # a compressor holds chunks back
     if upstream.api_key_env:

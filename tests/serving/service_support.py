@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -181,6 +182,7 @@ def ask_for(
         knobs=Knobs(**{**asked, **(knobs or {})}),
         caller=caller,
         decision_id=decision_id,
+        started_s=time.monotonic(),
         idempotency_key=key,
         body_hash=hashlib.sha256(raw).hexdigest(),
     )

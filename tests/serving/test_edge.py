@@ -184,23 +184,30 @@ def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(
 def test_a_bug_is_a_500_with_a_request_id_and_a_line_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Request
+    from fastapi.routing import APIRoute
     from starlette.testclient import TestClient
 
     from seqroute_ray.serving.edge import Edge
-    from seqroute_ray.serving.errors import refusal
+    from seqroute_ray.serving.errors import add_error_handlers, refusal
     from seqroute_ray.serving.metrics import Metrics, PrometheusBackend
+    from seqroute_ray.serving.shortcut import Shortcut
 
     caplog.set_level(logging.INFO, access_logger.name)
     app = FastAPI()
 
     @app.get("/bug")
-    def bug() -> None:
-        raise ZeroDivisionError
+    async def bug(request: Request) -> None:
+        raise ZeroDivisionError(f"secret of {request.url}")
 
-    app.add_middleware(Edge, metrics=Metrics(PrometheusBackend()), max_header_bytes=4096, refuse=refusal)
-    with TestClient(app, raise_server_exceptions=False) as client:
-        reply = client.get("/bug", headers={"x-request-id": "r1"})
-    assert reply.status_code == 500
-    line = json.loads(caplog.records[-1].getMessage())
-    assert (line["request_id"], line["status"], line["route"]) == ("r1", 500, "/bug")
+    add_error_handlers(app)
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    for inner in (app, Shortcut(app, routes)):
+        edge = Edge(inner, Metrics(PrometheusBackend()), 4096, refusal)
+        with TestClient(edge, raise_server_exceptions=False) as client:
+            reply = client.get("/bug", headers={"x-request-id": "r1"})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+        assert (reply.headers["x-request-id"], reply.headers["x-should-retry"]) == ("r1", "false")
+        assert "secret" not in reply.text
+        line = json.loads(caplog.records[-1].getMessage())
+        assert (line["request_id"], line["status"], line["route"]) == ("r1", 500, "/bug")

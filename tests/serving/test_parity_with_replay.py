@@ -123,8 +123,7 @@ def after(account: Account, decision: Decision, cost_nusd: int) -> Account:
     )
     _, booked = settling(attempt, cost_nusd)
     assert held.reserved_nusd + booked.reserved_nusd == 0
-    return replace(
-        account,
+    return account._replace(
         spent_nusd=account.spent_nusd + booked.spent_nusd,
         num_turns=account.num_turns + 1,
         summary_sum=summed(account.summary_sum, decision.summary),

@@ -179,8 +179,8 @@ def test_a_model_that_holds_the_prompts_beginning_is_cheaper_by_what_its_cache_s
     warm = choose(router, held, prompt(1000, cached_tokens=800))
     assert warm.predicted_cost_usd["weak"] == cold.predicted_cost_usd["weak"]
     assert cold.predicted_cost_usd["strong"] - warm.predicted_cost_usd["strong"] == pytest.approx(800 * 1.25e-6)
-    assert choose(router, replace(held, latest={}), prompt(1000, cached_tokens=800)) == cold
-    assert choose(router, replace(held, latest={"model": "gone"}), prompt(1000, cached_tokens=800)) == cold
+    assert choose(router, held._replace(latest={}), prompt(1000, cached_tokens=800)) == cold
+    assert choose(router, held._replace(latest={"model": "gone"}), prompt(1000, cached_tokens=800)) == cold
 
 
 def test_the_price_of_a_lost_cache_changes_the_choice_at_a_lambda() -> None:

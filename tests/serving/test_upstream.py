@@ -9,7 +9,7 @@ from seqroute_ray.serving.config import UpstreamConfig
 from seqroute_ray.serving.upstream import UpstreamClient, UpstreamError, UpstreamFault
 from seqroute_ray.serving.usage import Tally, Usage
 
-from .scripted_provider import RESET, STALL, STREAM_HEAD, Scripted, part, stream, whole
+from .scripted_provider import RESET, STALL, STREAM_HEAD, Scripted, part, scripted, stream, whole
 from .upstream_support import (
     ANSWER,
     BRIEF_S,
@@ -62,6 +62,20 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         assert "authorization: bearer s3cret\r\n" in provider.heads[0]
 
     with_client(act, [whole(COMPLETION)], api_key_env="SOME_KEY")
+
+
+def test_a_providers_cookie_is_not_sent_back_with_the_next_request() -> None:
+    script = [whole(COMPLETION, set_cookie="who=somebody")]
+
+    async def run() -> list[str]:
+        async with scripted(script) as provider:
+            by_name = provider.base_url.replace("127.0.0.1", "localhost")  # of a number, nobody keeps cookies
+            async with UpstreamClient([config(by_name)], TIMEOUTS) as client:
+                for _ in range(2):
+                    await client.start("m", FIELDS, 64, "a", stream=False)
+            return provider.heads
+
+    assert [head for head in asyncio.run(run()) if "cookie:" in head] == []
 
 
 def test_a_stream_always_asks_for_its_usage_and_shows_it_to_who_asked() -> None:

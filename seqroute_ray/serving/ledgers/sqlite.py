@@ -120,7 +120,7 @@ class SqliteLedger:
         await self._writer.run(lambda db: disclaim_key(db, session_id, key))
 
     async def decision(self, decision_id: str) -> dict[str, Any]:
-        return self._read(lambda db: decision_of(db, decision_id))
+        return self._read_together(lambda db: decision_of(db, decision_id))
 
     async def add_feedback(self, feedback: Feedback) -> None:
         await self._writer.run(lambda db: writes.add_feedback(db, feedback))
@@ -129,7 +129,7 @@ class SqliteLedger:
         return self._read(lambda db: entries_of(db, session_id))
 
     async def books(self, session_id: str) -> Books:
-        return self._read(lambda db: books_of(db, session_id))
+        return self._read_together(lambda db: books_of(db, session_id))
 
     async def attempt(self, attempt_id: str) -> Attempt:
         return self._read(lambda db: attempt_of(db, attempt_id))
@@ -143,7 +143,7 @@ class SqliteLedger:
         return self._read(lambda db: db.execute(query, (after, limit)).fetchall())
 
     async def session_log(self, session_id: str) -> SessionLog:
-        return self._read(lambda db: session_log_of(db, session_id))
+        return self._read_together(lambda db: session_log_of(db, session_id))
 
     async def prune(self, now_s: float, *, answers_max_age_s: float, answers_max_bytes: int) -> int:
         num_dropped = 0
@@ -161,12 +161,20 @@ class SqliteLedger:
         self._reader.close()
 
     def _read(self, query: Operation[T]) -> T:
-        """What the query finds in the file as it is at one moment. Raises LedgerUnavailable."""
+        """What a query of one statement finds. Raises LedgerUnavailable."""
         try:
-            self._reader.execute("BEGIN")
-            try:
-                return query(self._reader)
-            finally:
-                self._reader.execute("COMMIT")
+            return query(self._reader)
         except sqlite3.Error as error:
             raise LedgerUnavailable(f"the ledger's file cannot be read ({error})") from error
+
+    def _read_together(self, query: Operation[T]) -> T:
+        """What several statements find in the file as it is at one moment. Raises LedgerUnavailable."""
+
+        def in_one_transaction(db: sqlite3.Connection) -> T:
+            db.execute("BEGIN")
+            try:
+                return query(db)
+            finally:
+                db.execute("COMMIT")
+
+        return self._read(in_one_transaction)

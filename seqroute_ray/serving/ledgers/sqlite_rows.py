@@ -1,8 +1,9 @@
 """Rows of the ledger's SQLite file as accounts, attempts, entries and logs."""
 
-import json
 import sqlite3
 from typing import Any
+
+from pydantic_core import from_json
 
 from seqroute_ray.core.ledger import (
     Account,
@@ -51,7 +52,7 @@ def account_of(db: sqlite3.Connection, session_id: str) -> Account:
         overshoot_nusd=overshoot_nusd,
         num_turns=num_turns,
         summary_sum=unpack_doubles(summary_sum),
-        latest=json.loads(latest),
+        latest=from_json(latest),
         closed=bool(closed),
     )
 

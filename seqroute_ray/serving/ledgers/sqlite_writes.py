@@ -1,9 +1,9 @@
 """What the SQLite ledger writes: each function is one operation in a transaction, by core.ledger_rules."""
 
-import json
 import sqlite3
 import time
-from dataclasses import replace
+
+from pydantic_core import to_json
 
 from seqroute_ray.core.ledger import Account, Attempt, AttemptState, Change, Feedback, TurnRecord
 from seqroute_ray.core.ledger_rules import (
@@ -23,6 +23,7 @@ from seqroute_ray.core.ledger_rules import (
 from seqroute_ray.serving.ledgers.sqlite_file import pack_doubles
 from seqroute_ray.serving.ledgers.sqlite_rows import account_of, attempt_of, overdue_attempts
 
+_SET_COUNTERS = "budget_nusd = ?, spent_nusd = ?, reserved_nusd = ?, overshoot_nusd = ?"
 # Gives a session the next number of the decision log. Only one transaction writes, so numbers are committed in order.
 _NEXT = "log_number = (SELECT coalesce(max(log_number), 0) + 1 FROM accounts)"
 
@@ -46,7 +47,7 @@ def close_account(db: sqlite3.Connection, session_id: str) -> Account:
         return account
     db.execute("UPDATE accounts SET closed = 1 WHERE session_id = ?", (session_id,))
     _append(db, session_id, "close", "", NO_CHANGE)
-    return replace(account, closed=True)
+    return account._replace(closed=True)
 
 
 def reserve(db: sqlite3.Connection, attempt: Attempt) -> Account:
@@ -68,12 +69,12 @@ def settle(db: sqlite3.Connection, attempt: Attempt, cost_nusd: int, turn: TurnR
     if repeats_settling(attempt, cost_nusd, turn):
         return account
     kind, change = settling(attempt, cost_nusd)
-    settled = replace(
-        attempt, state=AttemptState.SETTLED, cost_nusd=cost_nusd, decision_id=turn.decision_id if turn else ""
-    )
-    _update(db, settled)
-    account = _book(db, account, kind, attempt.attempt_id, change)
-    return account if turn is None else _log_turn(db, account, settled, turn)
+    decision_id = turn.decision_id if turn else ""
+    _update(db, attempt._replace(state=AttemptState.SETTLED, cost_nusd=cost_nusd, decision_id=decision_id))
+    if turn is None:
+        return _book(db, account, kind, attempt.attempt_id, change)
+    _log_turn(db, account, attempt.attempt_id, cost_nusd, turn)
+    return _book(db, account, kind, attempt.attempt_id, change, turn)
 
 
 def release(db: sqlite3.Connection, attempt: Attempt) -> Account:
@@ -81,13 +82,13 @@ def release(db: sqlite3.Connection, attempt: Attempt) -> Account:
     if attempt.state is AttemptState.RELEASED:
         return account
     change = releasing(attempt)
-    _update(db, replace(attempt, state=AttemptState.RELEASED))
+    _update(db, attempt._replace(state=AttemptState.RELEASED))
     return _book(db, account, "release", attempt.attempt_id, change)
 
 
 def correct(db: sqlite3.Connection, attempt: Attempt, cost_nusd: int) -> Account:
     change = correcting(attempt, cost_nusd)
-    _update(db, replace(attempt, cost_nusd=cost_nusd))
+    _update(db, attempt._replace(cost_nusd=cost_nusd))
     if attempt.decision_id and change != NO_CHANGE:
         _number_log(db, attempt.session_id)
     return _book(db, account_of(db, attempt.session_id), "correct", attempt.attempt_id, change)
@@ -98,7 +99,7 @@ def expire_some(db: sqlite3.Connection, now_s: float, max_attempts: int) -> list
 
 
 def _expire(db: sqlite3.Connection, attempt: Attempt) -> Attempt:
-    expired = replace(attempt, state=AttemptState.EXPIRED, cost_nusd=attempt.amount_nusd)
+    expired = attempt._replace(state=AttemptState.EXPIRED, cost_nusd=attempt.amount_nusd)
     _update(db, expired)
     _book(db, account_of(db, attempt.session_id), "expire", attempt.attempt_id, expiring(attempt))
     return expired
@@ -111,57 +112,62 @@ def _update(db: sqlite3.Connection, attempt: Attempt) -> None:
     )
 
 
-def _book(db: sqlite3.Connection, account: Account, kind: str, attempt_id: str, change: Change) -> Account:
-    """The account after the change, which its row and the journal get; what changes nothing is not written."""
+def _book(
+    db: sqlite3.Connection,
+    account: Account,
+    kind: str,
+    attempt_id: str,
+    change: Change,
+    turn: TurnRecord | None = None,
+) -> Account:
+    """The account after the change, and after the turn it answered, if any; its row and the journal get it.
+
+    A raise or correction that changes nothing is not written.
+    """
     if change == NO_CHANGE and kind in ("raise", "correct"):
         return account
-    after = Account(  # not `replace`, which takes as long as a statement
-        session_id=account.session_id,
+    after = account._replace(
         budget_nusd=account.budget_nusd + change.budget_nusd,
         spent_nusd=account.spent_nusd + change.spent_nusd,
         reserved_nusd=account.reserved_nusd + change.reserved_nusd,
         overshoot_nusd=account.overshoot_nusd + change.overshoot_nusd,
-        num_turns=account.num_turns,
-        summary_sum=account.summary_sum,
-        latest=account.latest,
-        closed=account.closed,
     )
-    db.execute(
-        "UPDATE accounts SET budget_nusd = ?, spent_nusd = ?, reserved_nusd = ?, overshoot_nusd = ? "
-        "WHERE session_id = ?",
-        (after.budget_nusd, after.spent_nusd, after.reserved_nusd, after.overshoot_nusd, after.session_id),
-    )
+    counters = (after.budget_nusd, after.spent_nusd, after.reserved_nusd, after.overshoot_nusd)
     _append(db, account.session_id, kind, attempt_id, change)
+    if turn is None:
+        db.execute(f"UPDATE accounts SET {_SET_COUNTERS} WHERE session_id = ?", (*counters, account.session_id))  # nosec B608  # noqa: S608
+        return after
+    after = after._replace(
+        num_turns=account.num_turns + 1, summary_sum=summed(account.summary_sum, turn.summary), latest=turn.latest
+    )
+    memory = (after.num_turns, pack_doubles(after.summary_sum), to_json(turn.latest).decode())
+    db.execute(
+        f"UPDATE accounts SET {_SET_COUNTERS}, num_turns = ?, summary_sum = ?, latest = ?, {_NEXT} "  # nosec B608  # noqa: S608
+        "WHERE session_id = ?",
+        (*counters, *memory, account.session_id),
+    )
     return after
 
 
 def _append(db: sqlite3.Connection, session_id: str, kind: str, attempt_id: str, change: Change) -> None:
-    counters = (change.budget_nusd, change.spent_nusd, change.reserved_nusd, change.overshoot_nusd)
     db.execute(
         "INSERT INTO entries (session_id, kind, attempt_id, budget_nusd, spent_nusd, reserved_nusd, overshoot_nusd, "
         "at_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (session_id, kind, attempt_id, *counters, time.time()),
+        (session_id, kind, attempt_id, *change, time.time()),
     )
 
 
-def _log_turn(db: sqlite3.Connection, account: Account, attempt: Attempt, turn: TurnRecord) -> Account:
-    """The account after an answered turn; the turn gets the next number of its session."""
-    summary_sum = summed(account.summary_sum, turn.summary)
-    after = replace(account, num_turns=account.num_turns + 1, summary_sum=summary_sum, latest=turn.latest)
-    db.execute(
-        f"UPDATE accounts SET num_turns = ?, summary_sum = ?, latest = ?, {_NEXT} WHERE session_id = ?",  # nosec B608  # noqa: S608
-        (after.num_turns, pack_doubles(summary_sum), json.dumps(turn.latest), account.session_id),
-    )
-    row = (turn.decision_id, account.session_id, account.num_turns, attempt.attempt_id, attempt.cost_nusd, turn.owner)
+def _log_turn(db: sqlite3.Connection, account: Account, attempt_id: str, cost_nusd: int, turn: TurnRecord) -> None:
+    """Keep the record of an answered turn, with the next number of its session."""
+    row = (turn.decision_id, account.session_id, account.num_turns, attempt_id, cost_nusd, turn.owner)
     try:
         db.execute(
             "INSERT INTO decisions (decision_id, session_id, turn, attempt_id, settled_nusd, owner, at_s, record, "
             "embedding) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*row, time.time(), json.dumps(turn.record), turn.embedding),
+            (*row, time.time(), to_json(turn.record).decode(), turn.embedding),
         )
     except sqlite3.IntegrityError as error:
         raise used_decision(turn.decision_id) from error
-    return after
 
 
 def add_feedback(db: sqlite3.Connection, feedback: Feedback) -> None:

@@ -272,7 +272,7 @@ async def test_a_turn_of_another_width_begins_a_new_sum_and_is_booked(place: str
     async with session_of(place, 100) as ledger:
         for attempt_id, summary in (("a", (1.0, 2.0)), ("b", (1 / 3, 1e-300, math.pi))):
             await ledger.reserve("s", attempt_id, "m", 10, LEASE_S)
-            turn = replace(turn_of(f"d{attempt_id}"), summary=summary)
+            turn = turn_of(f"d{attempt_id}")._replace(summary=summary)
             account = await ledger.settle("s", attempt_id, 5, turn=turn)
         assert (account.summary_sum, account.spent_nusd) == ((1 / 3, 1e-300, math.pi), 10)
 

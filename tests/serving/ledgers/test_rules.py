@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -63,14 +62,14 @@ class Model:
         self._book(rules.raising(self.account, budget_nusd))
 
     def _end(self, attempt: Attempt, state: AttemptState, cost_nusd: int, change: Change, late: bool = False) -> None:
-        self.attempts[attempt.attempt_id] = replace(attempt, state=state, cost_nusd=cost_nusd)
+        self.attempts[attempt.attempt_id] = attempt._replace(state=state, cost_nusd=cost_nusd)
         self.late_nusd += max(0, change.spent_nusd - change.overshoot_nusd) if late else 0
         self._book(change)
 
     def _book(self, change: Change) -> None:
         names = ("budget_nusd", "spent_nusd", "reserved_nusd", "overshoot_nusd")
         after = {name: getattr(self.account, name) + getattr(change, name) for name in names}
-        self.account = replace(self.account, **after)
+        self.account = self.account._replace(**after)
 
 
 class Histories(RuleBasedStateMachine):
