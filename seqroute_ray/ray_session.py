@@ -16,7 +16,7 @@ def ray_session() -> Iterator[bool]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing phones home
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A replica's turns never block: beside Serve's own work, in its event loop, they cost a sixth less CPU.
+    # A replica's turns hardly block, longer work has threads: in Serve's own event loop they cost a sixth less CPU.
     os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
     import ray
 

@@ -8,21 +8,20 @@
     correct  a settled or expired attempt gets the cost that turned out later
 A caller that does not know whether its call came through repeats it: the same reserve, settle or release of the same
 attempt changes nothing the second time and returns the account.
-Amounts are integer nano-dollars. What a turn makes several of is a NamedTuple: a frozen dataclass takes four times as
-long to make. Every change appends one `Entry`, the signed change of each counter, in the same
+Amounts are integer nano-dollars. Every change appends one `Entry`, the signed change of each counter, in the same
 transaction: the sum of a session's entries is its account, at any moment.
+
+What a turn makes several of is a NamedTuple: a frozen dataclass takes four times as long to make.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from seqroute_ray.core.errors import ConfigError
 
 MAX_BUDGET_NUSD = 10**15  # a million USD: sums stay exact in 64-bit integers and in the doubles of Redis' Lua
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Account(NamedTuple):
@@ -36,7 +35,7 @@ class Account(NamedTuple):
     num_turns: int = 0  # turns answered
     # [R + 1] sum over the turns answered of QueryFeatures.summary; () before the first
     summary_sum: tuple[float, ...] = ()
-    latest: Mapping[str, Any] = _NOTHING  # what the last turn answered leaves behind; see serving.router
+    latest: Mapping[str, Any] = {}  # what the last turn answered leaves behind; see serving.router
     closed: bool = False
 
     @property

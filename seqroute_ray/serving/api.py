@@ -139,7 +139,7 @@ class Api:
 
     def _caller(self, request: Request, scope: Scope, headers: Mapping[str, str] | None = None) -> Caller:
         """Raises RequestError (401, 403, 429)."""
-        caller = self._keyring.authenticate(headers or request.headers)
+        caller = self._keyring.authenticate(headers or headers_of(request))
         note(request, key=caller.id)
         caller.require(scope)
         return caller
@@ -208,8 +208,8 @@ def asgi_app(api: Api) -> ASGIApp:
 
     app = FastAPI(title="seqroute", lifespan=lifespan, docs_url=None, redoc_url=None)
     turn, read = (
-        responses_of(400, 401, 402, 403, 404, 409, 413, 429, 431, 502, 503),
-        responses_of(400, 401, 403, 404, 429, 431, 503),
+        responses_of(400, 401, 402, 403, 404, 409, 413, 429, 431, 500, 502, 503),
+        responses_of(400, 401, 403, 404, 429, 431, 500, 503),
     )
     chat, session = body_of(ChatCompletionRequest), "/v1/sessions/{session_id:path}"
     app.post(CHAT, openapi_extra=chat, responses=turn)(api.chat_completions)

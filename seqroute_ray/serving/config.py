@@ -17,6 +17,7 @@ from seqroute_ray.serving.ledgers.reaper import ReaperConfig
 
 def _http_url(url: str) -> str:
     parts = urlsplit(url)
+    _ = parts.port  # raises ValueError where it is none
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be http://HOST/PATH or https://HOST/PATH")
     return url.rstrip("/")

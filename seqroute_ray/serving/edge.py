@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from seqroute_ray.serving.metrics import Metrics
 from seqroute_ray.serving.requests import RequestError
 
-access_logger = logging.getLogger("seqroute_ray.access")
+logger, access_logger = logging.getLogger(__name__), logging.getLogger("seqroute_ray.access")
+NOBODY = 499  # the status of a request that nobody is left to get an answer to
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 BUG = RequestError(
     "the server failed on this request; its log says why, beside the request's id", status=500, code="internal_error"
@@ -38,7 +39,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun_s, status = time.monotonic(), 499  # the client left before an answer began
+        begun_s, status = time.monotonic(), NOBODY  # until an answer begins
         request_id = _request_id(scope)
         notes: dict[str, Any] = {}
         scope[NOTES] = notes
@@ -56,9 +57,10 @@ class Edge:
                 return
             await self._app(scope, receive, tell)
         except ClientDisconnect:
-            status = 499  # it left before its request was whole: nobody is left to answer
-        except Exception:  # raised again: a bug, which the server logs
-            if status == 499:
+            status = NOBODY  # it left before its request was whole
+        except Exception as error:  # raised again: a bug, whose trace the server logs
+            logger.error("event=bug request_id=%s error=%s", request_id.decode(), type(error).__name__)
+            if status == NOBODY:
                 await self._refuse(scope["path"], BUG)(scope, receive, tell)
             raise
         finally:

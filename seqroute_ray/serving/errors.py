@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from seqroute_ray.core.errors import LedgerError, LedgerUnavailable, SeqRouteError
 from seqroute_ray.serving import anthropic_schema, openai_schema
-from seqroute_ray.serving.edge import BUG
+from seqroute_ray.serving.edge import BUG, NOBODY
 from seqroute_ray.serving.requests import RequestError
 from seqroute_ray.serving.upstream import UpstreamError
 
@@ -24,8 +25,12 @@ def add_error_handlers(app: FastAPI) -> None:
     async def answer_bug(request: Request, _: Exception) -> JSONResponse:
         return refusal(request.url.path, BUG)
 
+    async def answer_nobody(*_: object) -> Response:
+        return Response(status_code=NOBODY)
+
     for kind in (*HANDLED, HTTPException):
         app.add_exception_handler(kind, answer)
+    app.add_exception_handler(ClientDisconnect, answer_nobody)
     app.add_exception_handler(Exception, answer_bug)
 
 

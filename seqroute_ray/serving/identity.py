@@ -5,10 +5,13 @@ colon, so the first colon ends it, and no client can name a session of another k
 belongs to the session of its opening: no name never means no limit.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
+
+from pydantic_core import to_json
 
 from seqroute_ray.serving.prompt_tokens import content_text
 from seqroute_ray.serving.requests import RequestError, SessionHints
@@ -72,7 +75,8 @@ def check_client_id(source: str, client_id: str) -> None:
 
 def session_hints(body: Mapping[str, Any]) -> SessionHints:
     """What a valid chat completion body says of its session."""
-    return SessionHints(named=tuple(_named(body)), opening=_opening(body))
+    named = tuple(_named(body))
+    return SessionHints(named=named, fingerprint="" if named else _fingerprint(body))
 
 
 def without_session_ids(fields: dict[str, Any]) -> dict[str, Any]:
@@ -114,12 +118,13 @@ def _claude_code_session(user_id: object) -> str:
     return user_id.rpartition("_session_")[2] if "_session_" in user_id else ""
 
 
-def _opening(body: Mapping[str, Any]) -> list[Any]:
-    """User, tools and all up to the first user message.
+def _fingerprint(body: Mapping[str, Any]) -> str:
+    """sha256 of user, tools and all up to the first user message, as one JSON array: unambiguous.
 
     Of texts alone: clients move marks such as cache_control from message to message.
     """
     messages = body["messages"]
     first = next((at for at, message in enumerate(messages) if message["role"] == "user"), len(messages))
     begins = [(message["role"], content_text(message)) for message in messages[: first + 1]]
-    return [*(body.get(name) for name in USER_FIELDS), body.get("tools"), begins]
+    opening = [*(body.get(name) for name in USER_FIELDS), body.get("tools"), begins]
+    return hashlib.sha256(to_json(opening)).hexdigest()

@@ -29,13 +29,13 @@ _GAUGES = {
 _HISTOGRAMS = {"stage_seconds": ("Duration of a stage of a turn", ("stage",))}
 
 
-Act = Callable[[float], None]
+Adder = Callable[[float], None]
 
 
 class Series(Protocol):
     """One metric: gives what adds to it under these labels."""
 
-    def __call__(self, **labels: str) -> Act: ...
+    def __call__(self, **labels: str) -> Adder: ...
 
 
 class Backend(Protocol):
@@ -63,14 +63,14 @@ class Metrics:
             for table, make in makers
             for name, (description, labels) in table.items()
         }
-        self._acts: dict[tuple[str, ...], Act] = {}  # a metric's name and the values of its labels, in one order
+        self._adders: dict[tuple[str, ...], Adder] = {}  # a metric's name and the values of its labels, in one order
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        place = (name, *labels.values())
-        act = self._acts.get(place)
-        if act is None:
-            act = self._acts[place] = self._series[name](**labels)
-        act(amount)
+        key = (name, *labels.values())
+        adder = self._adders.get(key)
+        if adder is None:
+            adder = self._adders[key] = self._series[name](**labels)
+        adder(amount)
 
     def exposition(self) -> bytes | None:
         return self._backend.exposition()
@@ -99,9 +99,9 @@ class PrometheusBackend:
 
 
 def _prometheus(metric: Any, method: str) -> Series:
-    def series(**labels: str) -> Act:
-        act: Act = getattr(metric.labels(**labels) if labels else metric, method)
-        return act
+    def series(**labels: str) -> Adder:
+        add: Adder = getattr(metric.labels(**labels) if labels else metric, method)
+        return add
 
     return series
 
@@ -117,27 +117,27 @@ class RayBackend:
     def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Series:
         metric = self._metrics.Counter(name, description, labels)
 
-        def series(**labels: str) -> Act:
-            def act(amount: float) -> None:
+        def series(**labels: str) -> Adder:
+            def add(amount: float) -> None:
                 if amount > 0:  # Ray refuses to add nothing
                     metric.inc(amount, tags=labels)
 
-            return act
+            return add
 
         return series
 
     def gauge(self, name: str, description: str, labels: tuple[str, ...]) -> Series:
         metric = self._metrics.Gauge(name, description, labels)
 
-        def series(**labels: str) -> Act:
+        def series(**labels: str) -> Adder:
             now = 0.0  # Ray's gauges are set, not added to
 
-            def act(amount: float) -> None:
+            def add(amount: float) -> None:
                 nonlocal now
                 now += amount
                 metric.set(now, tags=labels)
 
-            return act
+            return add
 
         return series
 

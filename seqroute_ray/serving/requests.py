@@ -1,10 +1,6 @@
 """What the router knows of one request, whichever API it came by; and the error that refuses one."""
 
-import hashlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-from pydantic_core import to_json
 
 from seqroute_ray.core.errors import SeqRouteError
 
@@ -35,12 +31,7 @@ class SessionHints(NamedTuple):
     """What a request's body says of the session it belongs to; see serving.identity."""
 
     named: tuple[tuple[str, str], ...] = ()  # (field, value) of session ids that clients send, best first
-    opening: Sequence[Any] = ()  # JSON that all turns of a session begin with
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the opening, as one JSON array: unambiguous."""
-        return hashlib.sha256(to_json(self.opening)).hexdigest()
+    fingerprint: str = ""  # sha256 of what all turns of a session begin with; "" where an id stands above
 
 
 class TurnRequest(NamedTuple):

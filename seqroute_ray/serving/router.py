@@ -7,7 +7,6 @@ BudgetExhaustedError, which a raised budget resumes.
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,7 +69,7 @@ class Wish(NamedTuple):
     limit_nusd: int | None = None  # of this turn, below what the session has left
     only: str | None = None  # the one model that may answer ...
     only_because: str = "policy"  # ... and why; see Decision.chosen_by
-    excluded: Mapping[str, str] = MappingProxyType({})  # model -> why it cannot be called now
+    excluded: Mapping[str, str] = {}  # model -> why it cannot be called now
     draws: tuple[float, float] | None = None  # two uniform numbers: explore with the first below the router's epsilon
 
 

@@ -76,7 +76,6 @@ def _serve_alone(config: ServeConfig) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # nothing reads a client's address
             timeout_graceful_shutdown=patience_s,
         )
 

@@ -81,6 +81,7 @@ def test_a_broken_field_is_named_with_its_file(
 BROKEN_UPSTREAMS = [
     ({"base_url": "ftp://127.0.0.1"}, "must be http://HOST/PATH"),
     ({"base_url": "http://"}, "must be http://HOST/PATH"),
+    ({"base_url": "http://host:99999/v1"}, "Port out of range"),
     ({"usd_per_m_input": -1}, r"upstreams\.0\.usd_per_m_input: "),
     ({"usd_per_m_cached_input": -1}, r"upstreams\.0\.usd_per_m_cached_input: "),
     ({"key": "secret"}, r"upstreams\.0\.key: Extra inputs"),

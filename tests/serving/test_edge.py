@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
-from seqroute_ray.serving.edge import access_logger
+from seqroute_ray.serving.edge import access_logger, headers_of
 
 from .service_support import TURN_KEY, Api, answered, api_over, keys_for, refused, stalled, streamed
 from .support import QUESTIONS
@@ -157,8 +158,9 @@ def test_nothing_that_is_logged_holds_a_prompt_an_answer_a_key_or_a_sessions_nam
     assert leaks == []
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/feedback"])  # past FastAPI, and by it
 def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
 
@@ -166,7 +168,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(
         async with api_over(tmp_path, answered()) as api:
             host, port = api.base_url.removeprefix("http://").split(":")
             _, writer = await asyncio.open_connection(host, int(port))
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nx-request-id: gone\r\ncontent-length: 99\r\n"
+            head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\nx-request-id: gone\r\ncontent-length: 99\r\n"
             writer.write(f"{head}\r\n{{".encode())
             await writer.drain()
             await asyncio.sleep(0.1)
@@ -209,5 +211,36 @@ def test_a_bug_is_a_500_with_a_request_id_and_a_line_in_the_log(
         assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
         assert (reply.headers["x-request-id"], reply.headers["x-should-retry"]) == ("r1", "false")
         assert "secret" not in reply.text
-        line = json.loads(caplog.records[-1].getMessage())
+        said, line = caplog.records[-2].getMessage(), json.loads(caplog.records[-1].getMessage())
+        assert said == "event=bug request_id=r1 error=ZeroDivisionError"
         assert (line["request_id"], line["status"], line["route"]) == ("r1", 500, "/bug")
+
+
+def test_a_bug_in_the_middle_of_an_answer_breaks_it_off(caplog: pytest.LogCaptureFixture) -> None:
+    from seqroute_ray.serving.edge import Edge
+    from seqroute_ray.serving.errors import refusal
+    from seqroute_ray.serving.metrics import Metrics, PrometheusBackend
+
+    caplog.set_level(logging.INFO, access_logger.name)
+    sent: list[Any] = []
+
+    async def begins(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    edge = Edge(begins, Metrics(PrometheusBackend()), 4096, refusal)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(edge({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start"]
+    assert json.loads(caplog.records[-1].getMessage())["status"] == 200
+
+
+def test_the_first_of_repeated_headers_counts() -> None:
+    sent = [(b"x-lambda", b"1"), (b"x-task-type", "m\u00fcll".encode("latin-1")), (b"x-lambda", b"2")]
+    assert headers_of(Request({"type": "http", "headers": sent})) == {"x-lambda": "1", "x-task-type": "m\u00fcll"}

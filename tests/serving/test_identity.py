@@ -106,7 +106,7 @@ BROKEN = [
 @pytest.mark.parametrize(("name", "value", "message"), BROKEN)
 def test_an_unusable_name_is_refused_not_ignored(name: str, value: str, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        identify("t", {name: value}, SessionHints(opening=["f"]))
+        identify("t", {name: value}, SessionHints(fingerprint="f"))
     assert str(caught.value) == f"{name}: {message}"
     assert caught.value.status == 400
 

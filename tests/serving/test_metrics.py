@@ -3,10 +3,11 @@
 import asyncio
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from seqroute_ray.serving.metrics import Metrics, PrometheusBackend
+from seqroute_ray.serving.metrics import Metrics, PrometheusBackend, RayBackend
 
 from .scripted_provider import whole
 from .service_support import TURN_KEY, answered, api_over, keys_for, refused, streamed
@@ -118,3 +119,29 @@ def test_every_metric_is_described() -> None:
     for name in re.findall(r"# TYPE (\w+) ", text):
         assert f"# HELP {name} " in text
         assert name.startswith("seqroute_")
+
+
+def test_rays_metrics_get_what_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own classes, whose calls are kept: counters refuse 0, gauges are set."""
+    from ray.util import metrics as rays
+
+    seen: list[tuple[str, float, dict[str, str]]] = []
+    for kind, method in ((rays.Counter, "inc"), (rays.Gauge, "set"), (rays.Histogram, "observe")):
+
+        def keep(metric: Any, value: float, tags: dict[str, str], method: str = method) -> None:
+            assert method != "inc" or value > 0
+            seen.append((metric.info["name"], value, tags))
+
+        monkeypatch.setattr(kind, method, keep)
+    metrics = Metrics(RayBackend())
+    for amount in (0.0, 0.5):
+        metrics.add("spent_usd", amount, model="a")
+        metrics.add("reserved_usd", amount + 1)
+        metrics.add("stage_seconds", amount, stage="parse")
+    assert seen == [
+        ("seqroute_reserved_usd", 1.0, {}),
+        ("seqroute_stage_seconds", 0.0, {"stage": "parse"}),
+        ("seqroute_spent_usd", 0.5, {"model": "a"}),
+        ("seqroute_reserved_usd", 2.5, {}),
+        ("seqroute_stage_seconds", 0.5, {"stage": "parse"}),
+    ]

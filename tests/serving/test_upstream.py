@@ -64,6 +64,17 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     with_client(act, [whole(COMPLETION)], api_key_env="SOME_KEY")
 
 
+def test_the_request_goes_out_as_utf_8_json() -> None:
+    fields = {**FIELDS, "messages": [{"role": "user", "content": "naïve 東京 \\ \n 1e400"}], "seed": 2**70}
+
+    async def act(client: UpstreamClient, provider: Scripted) -> None:
+        await client.start("m", fields, 64, "a", stream=False)
+        assert provider.bodies == [{**fields, "model": "m", "max_tokens": 64}]
+        assert "content-type: application/json\r\n" in provider.heads[0]
+
+    with_client(act, [whole(COMPLETION)])
+
+
 def test_a_providers_cookie_is_not_sent_back_with_the_next_request() -> None:
     script = [whole(COMPLETION, set_cookie="who=somebody")]
 

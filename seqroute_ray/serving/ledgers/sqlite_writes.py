@@ -122,10 +122,11 @@ def _book(
 ) -> Account:
     """The account after the change, and after the turn it answered, if any; its row and the journal get it.
 
-    A raise or correction that changes nothing is not written.
+    A raise or correction that changes nothing is no entry of the journal.
     """
-    if change == NO_CHANGE and kind in ("raise", "correct"):
-        return account
+    is_entry = change != NO_CHANGE or kind not in ("raise", "correct")
+    if is_entry:
+        _append(db, account.session_id, kind, attempt_id, change)
     after = account._replace(
         budget_nusd=account.budget_nusd + change.budget_nusd,
         spent_nusd=account.spent_nusd + change.spent_nusd,
@@ -133,19 +134,16 @@ def _book(
         overshoot_nusd=account.overshoot_nusd + change.overshoot_nusd,
     )
     counters = (after.budget_nusd, after.spent_nusd, after.reserved_nusd, after.overshoot_nusd)
-    _append(db, account.session_id, kind, attempt_id, change)
-    if turn is None:
+    if turn is not None:
+        summary_sum = summed(account.summary_sum, turn.summary)
+        after = after._replace(num_turns=account.num_turns + 1, summary_sum=summary_sum, latest=turn.latest)
+        db.execute(
+            f"UPDATE accounts SET {_SET_COUNTERS}, num_turns = ?, summary_sum = ?, latest = ?, {_NEXT} "  # nosec B608  # noqa: S608
+            "WHERE session_id = ?",
+            (*counters, after.num_turns, pack_doubles(summary_sum), to_json(turn.latest).decode(), account.session_id),
+        )
+    elif is_entry:
         db.execute(f"UPDATE accounts SET {_SET_COUNTERS} WHERE session_id = ?", (*counters, account.session_id))  # nosec B608  # noqa: S608
-        return after
-    after = after._replace(
-        num_turns=account.num_turns + 1, summary_sum=summed(account.summary_sum, turn.summary), latest=turn.latest
-    )
-    memory = (after.num_turns, pack_doubles(after.summary_sum), to_json(turn.latest).decode())
-    db.execute(
-        f"UPDATE accounts SET {_SET_COUNTERS}, num_turns = ?, summary_sum = ?, latest = ?, {_NEXT} "  # nosec B608  # noqa: S608
-        "WHERE session_id = ?",
-        (*counters, *memory, account.session_id),
-    )
     return after
 
 

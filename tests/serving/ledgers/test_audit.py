@@ -58,6 +58,18 @@ def test_an_audit_finds_a_counter_that_was_changed_behind_the_ledger(tmp_path: P
         Audit(ledger=place).run()
 
 
+async def test_an_audit_finds_a_turn_that_no_session_counts(tmp_path: Path) -> None:
+    place = str(tmp_path / "ledger.sqlite")
+    async with session_of(place, 100) as ledger:
+        await ledger.reserve("s", "a", "m", 30, LEASE_S)
+        await ledger.settle("s", "a", 20, turn=turn_of("d"))
+    with sqlite3.connect(place) as db:
+        db.execute("UPDATE accounts SET num_turns = 0")
+    db.close()
+    async with opened(place) as ledger:
+        assert (await audit(ledger)).problems == ("session='s' counter=num_turns account=0 attempts=1",)
+
+
 def write_and_spoil(place: str) -> None:
     async def write() -> None:
         async with session_of(place, 100):

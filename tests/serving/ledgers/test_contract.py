@@ -214,6 +214,20 @@ async def test_settling_what_has_expired_corrects_it(place: str) -> None:
         assert kinds == ["open", "reserve", "expire", "correct"]
 
 
+@pytest.mark.parametrize("amount_nusd", [0, 60])
+async def test_a_turn_counts_that_comes_when_its_attempt_has_expired_at_its_cost(place: str, amount_nusd: int) -> None:
+    async with session_of(place, 100) as ledger:
+        await ledger.reserve("s", "a", "m", amount_nusd, 0.0)
+        await ledger.expire(FAR_S)
+        late = await ledger.settle("s", "a", amount_nusd, turn=turn_of("d1", amount_nusd))
+        assert (money(late), late.num_turns) == ((100, amount_nusd, 0, 0), 1)
+        assert [entry.kind for entry in await ledger.entries("s")] == ["open", "reserve", "expire"]
+        await ledger.reserve("s", "b", "m", 10, LEASE_S)
+        assert (await ledger.settle("s", "b", 5, turn=turn_of("d2", 5))).num_turns == 2
+        assert [turn.record["decision_id"] for turn in (await ledger.session_log("s")).turns] == ["d1", "d2"]
+        assert [session for _, session in await ledger.changed(0, 9)] == ["s"]
+
+
 async def test_a_late_bill_corrects_the_cost_up_and_down(place: str) -> None:
     async with session_of(place, 100) as ledger:
         await ledger.reserve("s", "a", "m", 60, LEASE_S)

@@ -10,10 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from seqroute_ray.core import ledger_rules as rules
 from seqroute_ray.core.errors import SeqRouteError
-from seqroute_ray.core.ledger import Account, Attempt, AttemptState, Change, Ledger
+from seqroute_ray.core.ledger import Account, Attempt, AttemptState, Change, Ledger, TurnRecord
 from seqroute_ray.serving.ledgers.audit import problems_of
 from seqroute_ray.serving.ledgers.factory import open_ledger
-from tests.serving.ledgers.support import FAR_S, LEASE_S
+from tests.serving.ledgers.support import FAR_S, LEASE_S, turn_of
 
 BUDGET_NUSD = 100
 numbers = itertools.count()  # one store serves all histories: each has a session of its own
@@ -36,11 +36,19 @@ class Model:
             lease_until_s=0.0,
         )  # fmt: skip
 
-    def settle(self, attempt_id: str, cost_nusd: int) -> None:
+    def settle(self, attempt_id: str, cost_nusd: int, turn: TurnRecord | None) -> None:
         attempt = self.attempts[attempt_id]
-        if rules.repeats_settling(attempt, cost_nusd, None):
+        if rules.repeats_settling(attempt, cost_nusd, turn):
             return
         kind, change = rules.settling(attempt, cost_nusd)
+        if turn is None:
+            attempt = attempt._replace(decision_id="")
+        else:
+            attempt = attempt._replace(decision_id=turn.decision_id)
+            summary_sum = rules.summed(self.account.summary_sum, turn.summary)
+            self.account = self.account._replace(
+                num_turns=self.account.num_turns + 1, summary_sum=summary_sum, latest=turn.latest
+            )
         self._end(attempt, AttemptState.SETTLED, cost_nusd, change, late=kind == "correct")
 
     def release(self, attempt_id: str) -> None:
@@ -108,12 +116,13 @@ class Histories(RuleBasedStateMachine):
         call = self.ledger.reserve(self.session_id, attempt_id, "m", amount_nusd, LEASE_S)
         self.both(call, self.model.reserve, attempt_id, amount_nusd)
 
-    @rule(pick=picks, cost_nusd=amounts_nusd, times=st.integers(1, 3))
-    def settle(self, pick: int, cost_nusd: int, times: int) -> None:
+    @rule(pick=picks, cost_nusd=amounts_nusd, times=st.integers(1, 3), in_full=st.booleans(), answers=st.booleans())
+    def settle(self, pick: int, cost_nusd: int, times: int, in_full: bool, answers: bool) -> None:
         if attempt_id := self.picked(pick):
-            cost_nusd *= times
-            call = self.ledger.settle(self.session_id, attempt_id, cost_nusd)
-            self.both(call, self.model.settle, attempt_id, cost_nusd)
+            cost_nusd = self.model.attempts[attempt_id].amount_nusd if in_full else cost_nusd * times
+            turn = turn_of(f"d-{attempt_id}", cost_nusd) if answers else None
+            call = self.ledger.settle(self.session_id, attempt_id, cost_nusd, turn=turn)
+            self.both(call, self.model.settle, attempt_id, cost_nusd, turn)
 
     @rule(pick=picks)
     def release(self, pick: int) -> None:
@@ -141,6 +150,8 @@ class Histories(RuleBasedStateMachine):
         books = self.do(self.ledger.books(self.session_id))
         assert books.account == self.model.account
         assert problems_of(books) == []
+        log = self.do(self.ledger.session_log(self.session_id))
+        assert [turn.record["turn"] for turn in log.turns] == list(range(self.model.account.num_turns))
         found = {a.attempt_id: (a.state, a.amount_nusd, a.cost_nusd) for a in books.attempts}
         assert found == {a.attempt_id: (a.state, a.amount_nusd, a.cost_nusd) for a in self.model.attempts.values()}
 
