@@ -1,5 +1,5 @@
-"""The short way to the routes that answer turns: past FastAPI's dependencies, exit stacks and telemetry, which cost a
-turn as much CPU as parsing, embedding and deciding together. FastAPI keeps the routes for all else: methods, OpenAPI.
+"""The short way to the routes that answer turns: past FastAPI's routing, dependencies and exit stacks, a tenth of a
+turn's CPU. FastAPI keeps the routes for all else: other methods, redirects, OpenAPI.
 """
 
 from collections.abc import Iterable

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.requests import Request
+from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
+from starlette.testclient import TestClient
 
-from seqroute_ray.serving.edge import access_logger, headers_of
+from seqroute_ray.serving.edge import Edge, access_logger, headers_of
+from seqroute_ray.serving.errors import add_error_handlers, refusal
+from seqroute_ray.serving.metrics import Metrics, PrometheusBackend
+from seqroute_ray.serving.shortcut import Shortcut
 
 from .service_support import TURN_KEY, Api, answered, api_over, keys_for, refused, stalled, streamed
 from .support import QUESTIONS
@@ -186,15 +191,6 @@ def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(
 def test_a_bug_is_a_500_with_a_request_id_and_a_line_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from fastapi import FastAPI, Request
-    from fastapi.routing import APIRoute
-    from starlette.testclient import TestClient
-
-    from seqroute_ray.serving.edge import Edge
-    from seqroute_ray.serving.errors import add_error_handlers, refusal
-    from seqroute_ray.serving.metrics import Metrics, PrometheusBackend
-    from seqroute_ray.serving.shortcut import Shortcut
-
     caplog.set_level(logging.INFO, access_logger.name)
     app = FastAPI()
 
@@ -217,10 +213,6 @@ def test_a_bug_is_a_500_with_a_request_id_and_a_line_in_the_log(
 
 
 def test_a_bug_in_the_middle_of_an_answer_breaks_it_off(caplog: pytest.LogCaptureFixture) -> None:
-    from seqroute_ray.serving.edge import Edge
-    from seqroute_ray.serving.errors import refusal
-    from seqroute_ray.serving.metrics import Metrics, PrometheusBackend
-
     caplog.set_level(logging.INFO, access_logger.name)
     sent: list[Any] = []
 

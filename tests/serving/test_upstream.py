@@ -64,7 +64,7 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     with_client(act, [whole(COMPLETION)], api_key_env="SOME_KEY")
 
 
-def test_the_request_goes_out_as_utf_8_json() -> None:
+def test_a_request_goes_out_as_the_json_that_it_was() -> None:
     fields = {**FIELDS, "messages": [{"role": "user", "content": "naïve 東京 \\ \n 1e400"}], "seed": 2**70}
 
     async def act(client: UpstreamClient, provider: Scripted) -> None:

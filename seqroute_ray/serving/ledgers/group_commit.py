@@ -90,8 +90,8 @@ class GroupCommit:
         try:
             if not _begins(self._db):
                 await in_thread(self._thread, _begin, self._db)
-            done = [self._run(asked) for asked in batch] if len(batch) > 1 else [self._run_alone(batch[0])]
-            if not self._db.in_transaction:  # of one that failed
+            done = [self._run(asked) for asked in batch] if len(batch) > 1 else [self._tried(batch[0], "ROLLBACK")]
+            if not self._db.in_transaction:  # its only operation failed
                 return done
             self._num_commits += 1
             is_quick = self._commit_s < _QUICK_COMMIT_S
@@ -117,22 +117,19 @@ class GroupCommit:
                 logger.warning("event=checkpoint_failed error='%s'", error)
 
     def _run(self, asked: _Asked) -> _Done:
-        """One operation of several. A failure of SQLite is raised: it may have ended the transaction of all."""
+        """One operation of several."""
         self._db.execute("SAVEPOINT one")
         done = self._tried(asked, "ROLLBACK TO one")
         self._db.execute("RELEASE one")
         return done
 
-    def _run_alone(self, asked: _Asked) -> _Done:
-        """The only operation of a transaction, which ends with its error."""
-        return self._tried(asked, "ROLLBACK")
-
     def _tried(self, asked: _Asked, undo: str) -> _Done:
+        """undo: the statement that takes back what an operation did before its error."""
         try:
             return _Done(asked.future, asked.operation(self._db), None)
         except Exception as error:  # whatever it is, it is this caller's: the others' operations go on
             if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
-                raise
+                raise  # a failure of SQLite: it may have ended the transaction of all
             self._db.execute(undo)
             return _Done(asked.future, None, error)
 

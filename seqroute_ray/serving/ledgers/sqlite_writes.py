@@ -71,9 +71,8 @@ def settle(db: sqlite3.Connection, attempt: Attempt, cost_nusd: int, turn: TurnR
     kind, change = settling(attempt, cost_nusd)
     decision_id = turn.decision_id if turn else ""
     _update(db, attempt._replace(state=AttemptState.SETTLED, cost_nusd=cost_nusd, decision_id=decision_id))
-    if turn is None:
-        return _book(db, account, kind, attempt.attempt_id, change)
-    _log_turn(db, account, attempt.attempt_id, cost_nusd, turn)
+    if turn is not None:
+        _log_turn(db, account, attempt.attempt_id, cost_nusd, turn)
     return _book(db, account, kind, attempt.attempt_id, change, turn)
 
 
